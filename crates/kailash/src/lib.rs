@@ -1,5 +1,8 @@
 //! Circuit breakers, bulkhead partitions and health monitoring for services on tokio.
 
 pub mod clock;
+pub mod redact;
+#[cfg(feature = "sql")]
+pub mod sql;
 
 pub use kailash_core::config::ConfigError;
