@@ -132,7 +132,8 @@ impl DatabaseUrl {
                     return Err(UrlError::new("sqlite: no path"));
                 }
                 let options = if path == ":memory:" {
-                    SqliteConnectOptions::from_str("sqlite::memory:").expect("sqlx knows this URL")
+                    SqliteConnectOptions::from_str("sqlite::memory:")
+                        .map_err(|_| UrlError::parameter())?
                 } else {
                     SqliteConnectOptions::new()
                         .filename(path)
