@@ -10,8 +10,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod circuit_breaker;
 pub mod config;
 pub mod ratio;
 pub mod time;
 
+mod once_box;
 mod sync;

@@ -1,5 +1,7 @@
 //! Circuit breakers, bulkhead partitions and health monitoring for services on tokio.
 
+mod chance;
+pub mod circuit_breaker;
 pub mod clock;
 pub mod redact;
 #[cfg(feature = "sql")]

@@ -1,0 +1,1044 @@
+//! The circuit breaker's machine.
+//!
+//! ```text
+//!                 failures in a row, a rate
+//!      ┌────────┐ ───────────────────────────▶ ┌──────┐
+//!      │ closed │                              │ open │ ◀─┐
+//!      └────────┘ ◀──┐                         └──────┘   │ a probe failed, was slow
+//!                    │ success_threshold           │      │ or lapsed
+//!                    │ probes succeeded            │ wait over
+//!                    │                        ┌───────────┐
+//!                    └─────────────────────── │ half-open │
+//!                                             └───────────┘
+//! ```
+//!
+//! Beside these, someone may force it open, disable it, or let it only count (metrics-only).
+//!
+//! All methods take `&self` and may be called from any number of threads at once, except that two
+//! of [`Machine::force_open`], [`Machine::force_close`], [`Machine::reset`], [`Machine::disable`],
+//! [`Machine::metrics_only`], [`Machine::enable`] and [`Machine::reconfigure`] must not overlap: a
+//! shell holds a lock around them. A call that is admitted while closed takes no lock and
+//! allocates nothing.
+//!
+//! A permit carries the generation it was given in, and every transition starts another one: what
+//! began in an older generation changes nothing when it ends late. Generations wrap after 2^32
+//! transitions, so a call that lasts that many is taken for a new one.
+
+mod backoff;
+mod config;
+mod probe;
+mod settings;
+mod state;
+mod window;
+
+use core::time::Duration;
+
+pub use config::Config;
+pub use state::{Cause, State};
+
+use crate::config::ConfigError;
+use crate::sync::{AtomicU64, Ordering};
+use crate::time::Timestamp;
+use probe::{Lease, Leases, Stamp};
+use settings::Settings;
+use state::{Opening, Phase, Word};
+use window::{Call, Rings, Tally, Window};
+
+/// One circuit breaker.
+///
+/// ```
+/// use core::time::Duration;
+/// use kailash_core::circuit_breaker::{Config, Machine, Outcome, State, Verdict};
+/// use kailash_core::time::Timestamp;
+///
+/// let machine = Machine::new(&Config { failure_threshold: 1, ..Config::default() })?;
+/// let (now, draw) = (Timestamp::ZERO, 0.5);
+///
+/// let permit = machine.try_acquire(now, draw).0.expect("closed lets calls pass");
+/// let Verdict::Trip(trip) = machine.record(permit, Outcome::Failure, Some(now)) else {
+///     panic!("one failure is enough");
+/// };
+/// let news = machine.trip(trip, now, draw).expect("nobody else opened it");
+/// assert_eq!((news.from, news.to), (State::Closed, State::Open));
+///
+/// let rejected = machine.try_acquire(now, draw).0.expect_err("open refuses calls");
+/// assert_eq!(rejected.retry_after, Some(Duration::from_secs(60)));
+/// assert_eq!(machine.state(now + Duration::from_secs(60)), State::HalfOpen);
+/// # Ok::<(), kailash_core::config::ConfigError>(())
+/// ```
+pub struct Machine {
+    word: AtomicU64,
+    /// The newest opening's deadline, under the tag that the state word names it by.
+    until: AtomicU64,
+    /// The generation of the newest opening that was left for half-open, and the opening.
+    left: AtomicU64,
+    settings: Settings,
+    leases: Leases,
+    rings: Rings,
+    totals: Totals,
+    /// Failures in a row under their generation: generation 32 bits, failures 32.
+    in_a_row: AtomicU64,
+    windows: [Window; 2],
+}
+
+/// Leave to make one call.
+///
+/// It must be given back with [`Machine::record`]; shells wrap it in a guard that does.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a probe that is not given back keeps its slot until its lease lapses"]
+pub struct Permit {
+    generation: u32,
+    lease: Option<Lease>,
+    started: Option<Timestamp>,
+}
+
+impl Permit {
+    /// Remembers when the call began. Needed where [`Machine::is_timed`] says so.
+    pub fn started_at(mut self, now: Timestamp) -> Self {
+        self.started = Some(now);
+        self
+    }
+
+    /// Whether [`Machine::record`] needs the time for this permit.
+    #[inline]
+    #[must_use]
+    pub fn is_timed(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// When the call began, if that was asked for.
+    #[must_use]
+    pub fn started(&self) -> Option<Timestamp> {
+        self.started
+    }
+
+    /// Whether the call is a probe of a half-open breaker.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.lease.is_some()
+    }
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The dependency did its work.
+    Success,
+    /// The dependency failed.
+    Failure,
+    /// The call says nothing about the dependency, as a caller's own mistake does.
+    Ignored,
+    /// The caller gave up: neutral, or a failure after `cancelled_counts_after`.
+    Cancelled,
+}
+
+/// Why a call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// [`State::Open`], or [`State::HalfOpen`] when all probes are in flight.
+    pub state: State,
+    /// Whether it was forced open: no probes until it is told otherwise.
+    pub forced: bool,
+    /// How long until a probe may pass; `None` where only another event decides.
+    pub retry_after: Option<Duration>,
+    /// Why the breaker opened.
+    pub cause: Cause,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The state before.
+    pub from: State,
+    /// The state after.
+    pub to: State,
+    /// Why.
+    pub cause: Cause,
+    /// When it took effect, which a lapse does at its deadline.
+    pub at: Timestamp,
+    /// Whether `to` is [`State::Open`] until told otherwise.
+    pub forced: bool,
+    /// How long an opening will last.
+    pub wait: Option<Duration>,
+}
+
+/// The changes that time had brought before a call was looked at: at most two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News([Option<Transition>; 2]);
+
+impl News {
+    fn add(&mut self, transition: Option<Transition>) {
+        let free = self.0.iter_mut().find(|news| news.is_none());
+        if let (Some(place), Some(_)) = (free, transition) {
+            *place = transition;
+        }
+    }
+}
+
+impl IntoIterator for News {
+    type Item = Transition;
+    type IntoIter = core::iter::Flatten<core::array::IntoIter<Option<Transition>, 2>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// What a recorded outcome leads to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use = "a trip that is not carried out leaves the breaker closed"]
+pub enum Verdict {
+    /// The state stays.
+    Unchanged,
+    /// The breaker must open: pass this to [`Machine::trip`] with the time and a draw.
+    Trip(Trip),
+    /// The breaker has closed.
+    Closed(Transition),
+}
+
+/// A decision to open, which time and chance have still to shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trip {
+    generation: u32,
+    cause: Cause,
+    /// Earlier than now for a lapse that nobody had looked at.
+    at: Option<Timestamp>,
+}
+
+/// A breaker at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Snapshot {
+    /// The state by time: an open breaker whose wait is over is half-open.
+    pub state: State,
+    /// Whether it was forced open.
+    pub forced: bool,
+    /// Why it is open; `None` unless it is, or is half-open.
+    pub cause: Option<Cause>,
+    /// How long it will still refuse calls, while open and not forced.
+    pub retry_after: Option<Duration>,
+    /// Openings in a row without a close.
+    pub openings_in_a_row: u32,
+    /// Calls in the window.
+    pub window_calls: u32,
+    /// Failed calls in the window.
+    pub window_failures: u32,
+    /// Slow calls in the window.
+    pub window_slow: u32,
+    /// Failures in a row.
+    pub consecutive_failures: u32,
+    /// Probes in flight.
+    pub probes_in_flight: u32,
+    /// Probes that succeeded since it became half-open.
+    pub probe_successes: u32,
+    /// Calls whose outcome counted, since the last reset.
+    pub calls: u64,
+    /// Calls that counted as failures, since the last reset.
+    pub failures: u64,
+    /// Calls that counted as slow, since the last reset.
+    pub slow_calls: u64,
+    /// Calls that were refused, since the last reset.
+    pub rejections: u64,
+    /// Openings, forced ones too, since the last reset.
+    pub openings: u64,
+    /// In metrics-only: what it would have opened for.
+    pub would_open: Option<Cause>,
+}
+
+/// Counters that only grow, and what they were at the last reset.
+#[derive(Default)]
+struct Totals {
+    probes: Counter,
+    failures: Counter,
+    slow: Counter,
+    rejections: Counter,
+    openings: Counter,
+    tickets_at_reset: AtomicU64,
+}
+
+#[derive(Default)]
+struct Counter {
+    count: AtomicU64,
+    at_reset: AtomicU64,
+}
+
+impl Counter {
+    fn add(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn since_reset(&self) -> u64 {
+        let at_reset = self.at_reset.load(Ordering::Relaxed);
+        self.count.load(Ordering::Relaxed).saturating_sub(at_reset)
+    }
+
+    fn reset(&self) {
+        let count = self.count.load(Ordering::Relaxed);
+        self.at_reset.store(count, Ordering::Relaxed);
+    }
+}
+
+impl Machine {
+    /// A closed breaker.
+    ///
+    /// # Errors
+    /// When a field of the config is out of range.
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let checked = config.checked()?;
+        let (rings, leases) = (Rings::new(), Leases::new());
+        let class = rings.class_for(checked.window_size);
+        leases.make_room(checked.half_open_requests);
+        Ok(Self {
+            word: AtomicU64::new(Word::START.pack()),
+            until: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            settings: Settings::new(&checked),
+            leases,
+            rings,
+            totals: Totals::default(),
+            in_a_row: AtomicU64::new(0),
+            windows: [Window::new(class), Window::new(class)],
+        })
+    }
+
+    /// Admits a call if the breaker lets every call pass; one load.
+    ///
+    /// `None` means that [`Machine::try_acquire`] must decide, which needs the time.
+    #[inline]
+    #[must_use]
+    pub fn admit(&self) -> Option<Permit> {
+        let bits = self.word.load(Ordering::Acquire);
+        state::passes_all(bits).then(|| Permit {
+            generation: state::generation(bits),
+            lease: None,
+            started: None,
+        })
+    }
+
+    /// Whether calls must be timed, because slow or cancelled ones can count.
+    ///
+    /// Where they need not be, a shell can save reading the clock on the closed path.
+    #[inline]
+    #[must_use]
+    pub fn is_timed(&self) -> bool {
+        self.settings.is_timed()
+    }
+
+    /// Admits a call, or says why not.
+    ///
+    /// `draw` is chance, from 0 up to 1. The news are the changes that were due by now.
+    pub fn try_acquire(&self, now: Timestamp, draw: f64) -> (Result<Permit, Rejected>, News) {
+        let mut news = News::default();
+        let result = self.acquire(now, draw, &mut news);
+        if result.is_err() {
+            self.totals.rejections.add();
+        }
+        (result, news)
+    }
+
+    fn acquire(&self, now: Timestamp, draw: f64, news: &mut News) -> Result<Permit, Rejected> {
+        loop {
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            let permit = |generation, lease| Permit {
+                generation,
+                lease,
+                started: Some(now),
+            };
+            match word.phase {
+                Phase::Closed | Phase::MetricsOnly | Phase::Disabled => {
+                    return Ok(permit(word.generation, None));
+                }
+                Phase::ForcedOpen => {
+                    return Err(Rejected {
+                        state: State::Open,
+                        forced: true,
+                        retry_after: None,
+                        cause: Cause::Told,
+                    });
+                }
+                Phase::Open(opening) => {
+                    let until = self.deadline(bits, opening, now);
+                    if now < until {
+                        return Err(Rejected {
+                            state: State::Open,
+                            forced: false,
+                            retry_after: (until != Timestamp::NEVER).then(|| until.since(now)),
+                            cause: opening.cause,
+                        });
+                    }
+                    let Some(next) = self.half_open(bits, word, opening, 1) else {
+                        continue;
+                    };
+                    news.add(Some(half_opened(until)));
+                    return Ok(permit(next, Some(self.lease(next, now))));
+                }
+                Phase::HalfOpen {
+                    in_flight,
+                    successes,
+                } => {
+                    if let Some(lapse) = self.lapse(word.generation, now) {
+                        news.add(self.trip(lapse, now, draw));
+                        continue;
+                    }
+                    if in_flight >= self.settings.half_open_requests() {
+                        return Err(Rejected {
+                            state: State::HalfOpen,
+                            forced: false,
+                            retry_after: None,
+                            cause: self.left().1.cause,
+                        });
+                    }
+                    let phase = Phase::HalfOpen {
+                        in_flight: in_flight + 1,
+                        successes,
+                    };
+                    if self.replace(bits, Word { phase, ..word }) {
+                        let lease = self.lease(word.generation, now);
+                        return Ok(permit(word.generation, Some(lease)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Records how an admitted call ended.
+    ///
+    /// `now` is needed where [`Permit::is_timed`] says so. The permit's slot, if it had one, is
+    /// free afterwards.
+    #[inline]
+    pub fn record(&self, permit: Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
+        if permit.is_probe() {
+            return self.record_probe(&permit, outcome, now);
+        }
+        let bits = self.word.load(Ordering::Acquire);
+        if state::generation(bits) != permit.generation || !state::counts(bits) {
+            return Verdict::Unchanged;
+        }
+        let ran = permit.started.zip(now).map(|(from, to)| to.since(from));
+        let failed = match outcome {
+            Outcome::Success => false,
+            Outcome::Failure => true,
+            Outcome::Ignored => return Verdict::Unchanged,
+            Outcome::Cancelled if self.settings.counts_cancelled(ran) => true,
+            Outcome::Cancelled => return Verdict::Unchanged,
+        };
+        let slow = self.settings.is_slow(ran);
+        self.count(bits, failed, slow)
+    }
+
+    /// Records an outcome that no permit was taken for, of a call that ended now.
+    ///
+    /// While closed it counts like any other; while half-open it counts like a probe's; else it
+    /// changes nothing.
+    pub fn record_manual(&self, outcome: Outcome, now: Timestamp, draw: f64) -> (Verdict, News) {
+        let mut news = News::default();
+        loop {
+            news.add(self.settle(now, draw));
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            match word.phase {
+                Phase::Open(opening) => {
+                    let until = self.deadline(bits, opening, now);
+                    if now < until {
+                        return (Verdict::Unchanged, news);
+                    }
+                    if self.half_open(bits, word, opening, 0).is_some() {
+                        news.add(Some(half_opened(until)));
+                    }
+                }
+                Phase::HalfOpen { .. } => {
+                    let verdict = match outcome {
+                        Outcome::Success => self.end_probe(word.generation, true, 0, Some(now)),
+                        Outcome::Failure => {
+                            self.totals.failures.add();
+                            Verdict::Trip(trip(word.generation, Cause::ProbeFailed))
+                        }
+                        Outcome::Ignored | Outcome::Cancelled => Verdict::Unchanged,
+                    };
+                    return (verdict, news);
+                }
+                _ => {
+                    let permit = Permit {
+                        generation: word.generation,
+                        lease: None,
+                        started: None,
+                    };
+                    return (self.record(permit, outcome, None), news);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn count(&self, bits: u64, failed: bool, slow: bool) -> Verdict {
+        let generation = state::generation(bits);
+        let in_a_row = if failed {
+            self.totals.failures.add();
+            self.failed_again(generation)
+        } else {
+            self.succeeded(generation);
+            0
+        };
+        if slow {
+            self.totals.slow.add();
+        }
+        let call = Call {
+            generation,
+            failed,
+            slow,
+        };
+        let (size, required) = (self.settings.window_size(), self.settings.min_calls());
+        let window = &self.windows[(generation & 1) as usize];
+        let tally = window.record(&self.rings, call, size, required);
+        let cause = if in_a_row >= self.settings.failure_threshold() {
+            Some(Cause::ConsecutiveFailures)
+        } else {
+            tally.and_then(|tally| self.rate_reached(tally))
+        };
+        match cause {
+            Some(cause) if Word::unpack(bits).phase == Phase::Closed => {
+                Verdict::Trip(trip(generation, cause))
+            }
+            _ => Verdict::Unchanged,
+        }
+    }
+
+    fn rate_reached(&self, tally: Tally) -> Option<Cause> {
+        if tally.calls < self.settings.min_calls() {
+            return None;
+        }
+        if let Some(rate) = self.settings.error_rate()
+            && rate.is_reached(tally.failures, tally.calls)
+        {
+            return Some(Cause::ErrorRate);
+        }
+        let rate = self.settings.slow_call_rate()?;
+        let reached = rate.is_reached(tally.slow, tally.calls);
+        reached.then_some(Cause::SlowCallRate)
+    }
+
+    fn failed_again(&self, generation: u32) -> u32 {
+        let own = u64::from(generation) << 32;
+        let mut seen = self.in_a_row.load(Ordering::Relaxed);
+        loop {
+            let before = if state::generation(seen) == generation {
+                seen as u32
+            } else {
+                0
+            };
+            let after = before.saturating_add(1);
+            let new = own | u64::from(after);
+            match self.in_a_row.compare_exchange_weak(
+                seen,
+                new,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return after,
+                Err(other) => seen = other,
+            }
+        }
+    }
+
+    #[inline]
+    fn succeeded(&self, generation: u32) {
+        let seen = self.in_a_row.load(Ordering::Relaxed);
+        if state::generation(seen) == generation && seen as u32 != 0 {
+            // A failure that came between takes the success for one that came before it.
+            let none = u64::from(generation) << 32;
+            let _ = self
+                .in_a_row
+                .compare_exchange(seen, none, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    #[cold]
+    fn record_probe(&self, permit: &Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
+        let lapse = now.and_then(|now| self.lapse(permit.generation, now));
+        if let Some(lease) = permit.lease {
+            self.leases.give_back(lease);
+        }
+        if let Some(lapse) = lapse {
+            return Verdict::Trip(lapse);
+        }
+        let ran = permit.started.zip(now).map(|(from, to)| to.since(from));
+        match outcome {
+            Outcome::Ignored | Outcome::Cancelled => {
+                self.end_probe(permit.generation, false, 1, now)
+            }
+            Outcome::Success if self.settings.is_slow(ran) => {
+                self.totals.slow.add();
+                self.failed_probe(permit.generation, Cause::ProbeSlow, now)
+            }
+            Outcome::Success => self.end_probe(permit.generation, true, 1, now),
+            Outcome::Failure => {
+                self.totals.failures.add();
+                self.failed_probe(permit.generation, Cause::ProbeFailed, now)
+            }
+        }
+    }
+
+    /// The probe stays counted as in flight: the transition that follows ends its generation.
+    fn failed_probe(&self, generation: u32, cause: Cause, at: Option<Timestamp>) -> Verdict {
+        self.totals.probes.add();
+        Verdict::Trip(Trip {
+            generation,
+            cause,
+            at,
+        })
+    }
+
+    /// Takes `ended` probes out of flight and closes the breaker after the last success it needs.
+    fn end_probe(
+        &self,
+        generation: u32,
+        succeeded: bool,
+        ended: u32,
+        at: Option<Timestamp>,
+    ) -> Verdict {
+        loop {
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            let Phase::HalfOpen {
+                in_flight,
+                successes,
+            } = word.phase
+            else {
+                return Verdict::Unchanged;
+            };
+            if word.generation != generation {
+                return Verdict::Unchanged;
+            }
+            let successes = successes + u32::from(succeeded);
+            if succeeded && successes >= self.settings.success_threshold() {
+                if self.enter(bits, word, Phase::Closed) {
+                    self.totals.probes.add();
+                    return Verdict::Closed(Transition {
+                        from: State::HalfOpen,
+                        to: State::Closed,
+                        cause: Cause::ProbesSucceeded,
+                        at: at.unwrap_or(Timestamp::ZERO),
+                        forced: false,
+                        wait: None,
+                    });
+                }
+                continue;
+            }
+            let phase = Phase::HalfOpen {
+                in_flight: in_flight.saturating_sub(ended),
+                successes,
+            };
+            if self.replace(bits, Word { phase, ..word }) {
+                if succeeded {
+                    self.totals.probes.add();
+                }
+                return Verdict::Unchanged;
+            }
+        }
+    }
+
+    /// Opens the breaker as decided, unless it has changed its state since.
+    ///
+    /// `draw` is chance, from 0 up to 1, and decides the jitter.
+    pub fn trip(&self, trip: Trip, now: Timestamp, draw: f64) -> Option<Transition> {
+        loop {
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            if word.generation != trip.generation {
+                return None;
+            }
+            let (from, in_a_row) = match word.phase {
+                Phase::Closed => (State::Closed, 1),
+                Phase::HalfOpen { .. } => (State::HalfOpen, self.left().1.in_a_row + 1),
+                _ => return None,
+            };
+            let tag = Stamp::unpack(self.until.load(Ordering::Acquire)).tag + 1;
+            let opening = Opening::new(tag, in_a_row, trip.cause);
+            let open = word.next(Phase::Open(opening));
+            if !self.replace(bits, open) {
+                continue;
+            }
+            let at = trip.at.unwrap_or(now);
+            let wait = self.settings.wait(opening.in_a_row, draw);
+            let until = self.install(open.pack(), opening, at + wait);
+            self.totals.openings.add();
+            return Some(Transition {
+                from,
+                to: State::Open,
+                cause: trip.cause,
+                at,
+                forced: false,
+                wait: (until != Timestamp::NEVER).then(|| until.since(at)),
+            });
+        }
+    }
+
+    /// Carries out what time alone has brought about: a probe whose lease is over.
+    ///
+    /// Whoever reads the state calls this first, so that a lapse takes effect at its deadline.
+    pub fn settle(&self, now: Timestamp, draw: f64) -> Option<Transition> {
+        let word = Word::unpack(self.word.load(Ordering::Acquire));
+        let Phase::HalfOpen { .. } = word.phase else {
+            return None;
+        };
+        let lapse = self.lapse(word.generation, now)?;
+        self.trip(lapse, now, draw)
+    }
+
+    /// Makes an open breaker half-open if its wait is over, without a call.
+    ///
+    /// A shell with subscribers calls it from a timer at [`Machine::next_due`], so that they hear
+    /// of it though nobody calls.
+    pub fn wake(&self, now: Timestamp) -> Option<Transition> {
+        let bits = self.word.load(Ordering::Acquire);
+        let word = Word::unpack(bits);
+        let Phase::Open(opening) = word.phase else {
+            return None;
+        };
+        let until = self.deadline(bits, opening, now);
+        if now < until {
+            return None;
+        }
+        self.half_open(bits, word, opening, 0)?;
+        Some(half_opened(until))
+    }
+
+    /// When time alone will change the state: the end of an opening, or the first lease of a probe.
+    #[must_use]
+    pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let bits = self.word.load(Ordering::Acquire);
+        let word = Word::unpack(bits);
+        let due = match word.phase {
+            Phase::Open(opening) => Some(self.deadline(bits, opening, now)),
+            Phase::HalfOpen { .. } => self.leases.earliest(word.generation),
+            _ => None,
+        };
+        due.filter(|&due| due != Timestamp::NEVER)
+    }
+
+    /// The state by time: an open breaker whose wait is over reads half-open, one whose probe has
+    /// lapsed reads open.
+    #[must_use]
+    pub fn state(&self, now: Timestamp) -> State {
+        let bits = self.word.load(Ordering::Acquire);
+        let word = Word::unpack(bits);
+        match word.phase {
+            Phase::Closed => State::Closed,
+            Phase::Disabled => State::Disabled,
+            Phase::MetricsOnly => State::MetricsOnly,
+            Phase::ForcedOpen => State::Open,
+            Phase::Open(opening) if now >= self.deadline(bits, opening, now) => State::HalfOpen,
+            Phase::Open(_) => State::Open,
+            Phase::HalfOpen { .. } if self.lapse(word.generation, now).is_some() => State::Open,
+            Phase::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
+    /// Everything about the breaker at this moment.
+    ///
+    /// Each figure is true by itself; under traffic they are not of one instant.
+    #[must_use]
+    pub fn snapshot(&self, now: Timestamp) -> Snapshot {
+        let state = self.state(now);
+        let bits = self.word.load(Ordering::Acquire);
+        let word = Word::unpack(bits);
+        let tally = self.tally(bits);
+        let in_a_row = self.in_a_row.load(Ordering::Relaxed);
+        let consecutive_failures = if state::generation(in_a_row) == word.generation {
+            in_a_row as u32
+        } else {
+            0
+        };
+        let mut snapshot = Snapshot {
+            state,
+            forced: word.phase == Phase::ForcedOpen,
+            cause: None,
+            retry_after: None,
+            openings_in_a_row: 0,
+            window_calls: tally.calls,
+            window_failures: tally.failures,
+            window_slow: tally.slow,
+            consecutive_failures,
+            probes_in_flight: 0,
+            probe_successes: 0,
+            calls: self.calls(),
+            failures: self.totals.failures.since_reset(),
+            slow_calls: self.totals.slow.since_reset(),
+            rejections: self.totals.rejections.since_reset(),
+            openings: self.totals.openings.since_reset(),
+            would_open: None,
+        };
+        match word.phase {
+            Phase::Open(opening) => {
+                let until = self.deadline(bits, opening, now);
+                snapshot.cause = Some(opening.cause);
+                snapshot.openings_in_a_row = opening.in_a_row;
+                let waits = now < until && until != Timestamp::NEVER;
+                snapshot.retry_after = waits.then(|| until.since(now));
+            }
+            Phase::HalfOpen {
+                in_flight,
+                successes,
+            } => {
+                let (_, opening) = self.left();
+                snapshot.cause = Some(opening.cause);
+                snapshot.openings_in_a_row = opening.in_a_row;
+                snapshot.probes_in_flight = in_flight;
+                snapshot.probe_successes = successes;
+            }
+            Phase::ForcedOpen => snapshot.cause = Some(Cause::Told),
+            Phase::MetricsOnly => {
+                let in_a_row = consecutive_failures >= self.settings.failure_threshold();
+                snapshot.would_open = in_a_row
+                    .then_some(Cause::ConsecutiveFailures)
+                    .or_else(|| self.rate_reached(tally));
+            }
+            Phase::Closed | Phase::Disabled => {}
+        }
+        snapshot
+    }
+
+    fn tally(&self, bits: u64) -> Tally {
+        if !state::counts(bits) {
+            return Tally::default();
+        }
+        let generation = state::generation(bits);
+        let window = &self.windows[(generation & 1) as usize];
+        window.tally(&self.rings, generation, self.settings.window_size())
+    }
+
+    fn calls(&self) -> u64 {
+        let at_reset = self.totals.tickets_at_reset.load(Ordering::Relaxed);
+        self.tickets().saturating_sub(at_reset) + self.totals.probes.since_reset()
+    }
+
+    fn tickets(&self) -> u64 {
+        self.windows.iter().map(Window::tickets).sum()
+    }
+
+    /// Opens the breaker until [`Machine::force_close`] or [`Machine::reset`].
+    pub fn force_open(&self, now: Timestamp) -> Option<Transition> {
+        let news = self.go(Phase::ForcedOpen, now, |phase| phase != Phase::ForcedOpen);
+        if news.is_some() {
+            self.totals.openings.add();
+        }
+        news
+    }
+
+    /// Closes the breaker, whatever its state, and pins nothing: it opens again as ever.
+    pub fn force_close(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::Closed, now, |phase| phase != Phase::Closed)
+    }
+
+    /// Lets all calls pass and counts nothing.
+    pub fn disable(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::Disabled, now, |phase| phase != Phase::Disabled)
+    }
+
+    /// Lets all calls pass and counts them, so that a snapshot says what it would have done.
+    pub fn metrics_only(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::MetricsOnly, now, |phase| phase != Phase::MetricsOnly)
+    }
+
+    /// Ends [`Machine::disable`] and [`Machine::metrics_only`]: the breaker is closed, and empty.
+    pub fn enable(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::Closed, now, |phase| {
+            matches!(phase, Phase::Disabled | Phase::MetricsOnly)
+        })
+    }
+
+    /// Closes the breaker from any state and forgets all counts.
+    pub fn reset(&self, now: Timestamp) -> Option<Transition> {
+        let news = self.go(Phase::Closed, now, |_| true);
+        let totals = &self.totals;
+        for counter in [
+            &totals.probes,
+            &totals.failures,
+            &totals.slow,
+            &totals.rejections,
+            &totals.openings,
+        ] {
+            counter.reset();
+        }
+        let tickets = self.tickets();
+        totals.tickets_at_reset.store(tickets, Ordering::Relaxed);
+        news.filter(|news| news.from != State::Closed)
+    }
+
+    /// Changes the settings and keeps state and counts; a new `window_size` begins with the newest
+    /// outcomes.
+    ///
+    /// When the window outgrows its memory the breaker starts a new generation, and the calls in
+    /// flight at that moment are not counted.
+    ///
+    /// # Errors
+    /// When a field of the config is out of range; nothing has changed then.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), ConfigError> {
+        let checked = config.checked()?;
+        let class = self.rings.class_for(checked.window_size);
+        self.leases.make_room(checked.half_open_requests);
+        loop {
+            let bits = self.word.load(Ordering::Acquire);
+            let generation = state::generation(bits);
+            let [current, next] =
+                [0, 1].map(|step| &self.windows[(generation.wrapping_add(step) & 1) as usize]);
+            if !state::counts(bits) || current.fits(class) {
+                break;
+            }
+            next.take_over(current, &self.rings, generation, class);
+            let word = Word::unpack(bits);
+            if self.replace(bits, word.next(word.phase)) {
+                self.carry_failures_in_a_row(generation);
+                break;
+            }
+        }
+        self.settings.set(&checked);
+        Ok(())
+    }
+
+    fn carry_failures_in_a_row(&self, from: u32) {
+        let seen = self.in_a_row.load(Ordering::Relaxed);
+        if state::generation(seen) == from {
+            let next = u64::from(from.wrapping_add(1)) << 32;
+            let carried = next | u64::from(seen as u32);
+            let _ =
+                self.in_a_row
+                    .compare_exchange(seen, carried, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    fn go(&self, to: Phase, now: Timestamp, from: impl Fn(Phase) -> bool) -> Option<Transition> {
+        loop {
+            let before = self.state(now);
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            if !from(word.phase) {
+                return None;
+            }
+            if self.enter(bits, word, to) {
+                return Some(Transition {
+                    from: before,
+                    to: match to {
+                        Phase::Closed => State::Closed,
+                        Phase::MetricsOnly => State::MetricsOnly,
+                        Phase::Disabled => State::Disabled,
+                        _ => State::Open,
+                    },
+                    cause: Cause::Told,
+                    at: now,
+                    forced: to == Phase::ForcedOpen,
+                    wait: None,
+                });
+            }
+        }
+    }
+
+    /// Moves to the next generation with an empty window.
+    fn enter(&self, bits: u64, word: Word, phase: Phase) -> bool {
+        let next = word.next(phase);
+        let class = self.rings.class_for(self.settings.window_size());
+        self.windows[(next.generation & 1) as usize].prepare(next.generation, class);
+        self.replace(bits, next)
+    }
+
+    fn half_open(&self, bits: u64, word: Word, opening: Opening, in_flight: u32) -> Option<u32> {
+        let next = word.next(Phase::HalfOpen {
+            in_flight,
+            successes: 0,
+        });
+        // A maximum, so that a thread which stalls here cannot bring an older opening back.
+        let left = (u64::from(next.generation) << 32) | opening.pack();
+        self.left.fetch_max(left, Ordering::AcqRel);
+        if !self.replace(bits, next) {
+            return None;
+        }
+        self.leases.sweep(next.generation);
+        Some(next.generation)
+    }
+
+    fn left(&self) -> (u32, Opening) {
+        let bits = self.left.load(Ordering::Acquire);
+        (state::generation(bits), Opening::unpack(bits))
+    }
+
+    fn lease(&self, generation: u32, now: Timestamp) -> Lease {
+        let deadline = now + self.settings.probe_lease();
+        self.leases.take(generation, deadline)
+    }
+
+    /// The trip for a probe of this generation whose lease is over.
+    fn lapse(&self, generation: u32, now: Timestamp) -> Option<Trip> {
+        let earliest = self.leases.earliest(generation)?;
+        (earliest <= now && earliest != Timestamp::NEVER).then_some(Trip {
+            generation,
+            cause: Cause::ProbeLapsed,
+            at: Some(earliest),
+        })
+    }
+
+    /// When this opening ends.
+    fn deadline(&self, open: u64, opening: Opening, now: Timestamp) -> Timestamp {
+        let stamp = Stamp::unpack(self.until.load(Ordering::Acquire));
+        if stamp.is_of(opening.tag) {
+            return stamp.time();
+        }
+        // The thread that opened it is between its two steps: whoever is first decides, for all.
+        let wait = self.settings.wait(opening.in_a_row, 0.5);
+        self.install(open, opening, now + wait)
+    }
+
+    fn install(&self, open: u64, opening: Opening, until: Timestamp) -> Timestamp {
+        let new = Stamp::new(opening.tag, until);
+        loop {
+            let seen = self.until.load(Ordering::Acquire);
+            let stamp = Stamp::unpack(seen);
+            if stamp.is_of(opening.tag) {
+                return stamp.time();
+            }
+            // Looked at after `seen` was loaded: a newer opening's deadline is never overwritten.
+            if self.word.load(Ordering::Acquire) != open {
+                return new.time();
+            }
+            let replaced =
+                self.until
+                    .compare_exchange(seen, new.pack(), Ordering::AcqRel, Ordering::Relaxed);
+            if replaced.is_ok() {
+                return new.time();
+            }
+        }
+    }
+
+    fn replace(&self, bits: u64, word: Word) -> bool {
+        self.word
+            .compare_exchange(bits, word.pack(), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+impl core::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let word = Word::unpack(self.word.load(Ordering::Relaxed));
+        f.debug_struct("Machine")
+            .field("word", &word)
+            .finish_non_exhaustive()
+    }
+}
+
+fn trip(generation: u32, cause: Cause) -> Trip {
+    Trip {
+        generation,
+        cause,
+        at: None,
+    }
+}
+
+fn half_opened(at: Timestamp) -> Transition {
+    Transition {
+        from: State::Open,
+        to: State::HalfOpen,
+        cause: Cause::WaitOver,
+        at,
+        forced: false,
+        wait: None,
+    }
+}

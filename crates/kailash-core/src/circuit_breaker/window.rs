@@ -1,0 +1,326 @@
+//! The outcomes of the newest calls, as rings of bits.
+//!
+//! A call takes a ticket, and its ticket picks its slot: one bit in a plane of failures and one in
+//! a plane of slow calls. A ring is a power of two long and at least as long as the window, so the
+//! window is simply the newest slots. Nothing is ever cleared: a generation remembers the ticket it
+//! began with, and slots before it do not count.
+//!
+//! Two windows take turns by generation, so that a straggler of the generation before cannot
+//! disturb the one that counts.
+//!
+//! What holds: counts are exact for calls that do not overlap. Of calls that overlap, one that
+//! stalls between its ticket and its bit shows the slot's older bit until it goes on, and after a
+//! whole round of the ring displaces one outcome. Two failures at the same moment in different
+//! words may each miss the other in their own look at the rate; the next failure sees both.
+
+use alloc::boxed::Box;
+use core::array;
+
+use crate::once_box::OnceBox;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The outcomes that a rate is computed from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) calls: u32,
+    pub(super) failures: u32,
+    pub(super) slow: u32,
+}
+
+/// Both windows' rings: `2^class` times 128 slots, made when a window first needs that many.
+pub(super) struct Rings {
+    /// The smallest class needs no allocation of its own.
+    smallest: [AtomicU64; 4 * SMALLEST / 64],
+    larger: [OnceBox<Box<[AtomicU64]>>; CLASSES - 1],
+}
+
+const SMALLEST: usize = 128;
+const CLASSES: usize = 10;
+
+impl Rings {
+    pub(super) fn new() -> Self {
+        Self {
+            smallest: array::from_fn(|_| AtomicU64::new(0)),
+            larger: array::from_fn(|_| OnceBox::new()),
+        }
+    }
+
+    /// The smallest class that holds a window of this size; its storage exists afterwards.
+    pub(super) fn class_for(&self, window_size: u32) -> u32 {
+        let slots = (window_size as usize).next_power_of_two().max(SMALLEST);
+        let class = (slots / SMALLEST).trailing_zeros();
+        if let Some(larger) = (class as usize).checked_sub(1) {
+            self.larger[larger].get_or_init(|| {
+                let words = 4 * slots / 64;
+                (0..words).map(|_| AtomicU64::new(0)).collect()
+            });
+        }
+        class
+    }
+
+    /// The plane of failures and the plane of slow calls of one window.
+    #[inline]
+    fn planes(&self, class: u32, window: usize) -> (&[AtomicU64], &[AtomicU64]) {
+        let words: &[AtomicU64] = match (class as usize).checked_sub(1) {
+            None => &self.smallest,
+            Some(larger) => self.larger[larger]
+                .get()
+                .expect("class_for made the storage before a window names the class"),
+        };
+        let plane = words.len() / 4;
+        let (failures, slow) = words[window * 2 * plane..][..2 * plane].split_at(plane);
+        (failures, slow)
+    }
+}
+
+/// One of the two windows. A line of its own keeps it away from what every admission reads.
+#[repr(align(64))]
+pub(super) struct Window {
+    /// Tickets given out, ever.
+    tickets: AtomicU64,
+    start: AtomicU64,
+}
+
+/// Which generation a window counts, and from where: generation 32 bits, class 4, full 1, base 27.
+///
+/// `base` is the low bits of the generation's first ticket. Once the whole ring holds outcomes of
+/// the generation, `full` says so and `base` no longer matters.
+#[derive(Clone, Copy)]
+struct Start {
+    generation: u32,
+    class: u32,
+    full: bool,
+    base: u32,
+}
+
+const BASE_BITS: u32 = 27;
+const BASE_MASK: u32 = (1 << BASE_BITS) - 1;
+const FULL: u64 = 1 << BASE_BITS;
+const CLASS_SHIFT: u32 = BASE_BITS + 1;
+
+impl Start {
+    fn pack(self) -> u64 {
+        let class = u64::from(self.class) << CLASS_SHIFT;
+        let full = if self.full { FULL } else { 0 };
+        (u64::from(self.generation) << 32) | class | full | u64::from(self.base & BASE_MASK)
+    }
+
+    #[inline]
+    fn unpack(bits: u64) -> Self {
+        Self {
+            generation: (bits >> 32) as u32,
+            class: ((bits >> CLASS_SHIFT) & 15) as u32,
+            full: bits & FULL != 0,
+            base: bits as u32 & BASE_MASK,
+        }
+    }
+
+    /// How many outcomes of the generation the ring holds once `newest` is one of them.
+    fn held(self, newest: u64) -> u32 {
+        let slots = (SMALLEST as u32) << self.class;
+        if self.full {
+            return slots;
+        }
+        let held = (newest as u32).wrapping_add(1).wrapping_sub(self.base) & BASE_MASK;
+        // A ticket from before the base wraps around to a huge number.
+        if held > BASE_MASK / 2 {
+            0
+        } else {
+            held.min(slots)
+        }
+    }
+}
+
+impl Window {
+    /// An empty window for generation 0.
+    pub(super) fn new(class: u32) -> Self {
+        let start = Start {
+            generation: 0,
+            class,
+            full: false,
+            base: 0,
+        };
+        Self {
+            tickets: AtomicU64::new(0),
+            start: AtomicU64::new(start.pack()),
+        }
+    }
+
+    /// Tickets given out, ever.
+    pub(super) fn tickets(&self) -> u64 {
+        self.tickets.load(Ordering::Relaxed)
+    }
+
+    /// Makes an empty window for `generation`, unless it is one already or serves a later one.
+    pub(super) fn prepare(&self, generation: u32, class: u32) {
+        loop {
+            let seen = self.start.load(Ordering::Acquire);
+            if !precedes((seen >> 32) as u32, generation) {
+                return;
+            }
+            let fresh = Start {
+                generation,
+                class,
+                full: false,
+                base: self.tickets() as u32,
+            };
+            if self.replace_start(seen, fresh) {
+                return;
+            }
+        }
+    }
+
+    fn replace_start(&self, seen: u64, new: Start) -> bool {
+        self.start
+            .compare_exchange(seen, new.pack(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Writes one outcome, and tallies the newest `window_size` if a rate may have risen: after a
+    /// failure, after a slow call, and by the call that completes the `required` ones.
+    #[inline]
+    pub(super) fn record(
+        &self,
+        rings: &Rings,
+        call: Call,
+        window_size: u32,
+        required: u32,
+    ) -> Option<Tally> {
+        let seen = self.start.load(Ordering::Acquire);
+        let start = Start::unpack(seen);
+        if start.generation != call.generation {
+            return None;
+        }
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let (failures, slow) = rings.planes(start.class, (call.generation & 1) as usize);
+        write(failures, ticket, call.failed);
+        write(slow, ticket, call.slow);
+        if start.full && !call.failed && !call.slow {
+            return None;
+        }
+        let held = start.held(ticket);
+        if !start.full && held == (SMALLEST as u32) << start.class {
+            // Losing this race is fine: the next call tries again.
+            self.replace_start(
+                seen,
+                Start {
+                    full: true,
+                    ..start
+                },
+            );
+        }
+        if call.failed || call.slow || held == required {
+            return Some(tally(failures, slow, ticket, held.min(window_size)));
+        }
+        None
+    }
+
+    /// The tally of the newest `window_size` outcomes of `generation`.
+    pub(super) fn tally(&self, rings: &Rings, generation: u32, window_size: u32) -> Tally {
+        let start = Start::unpack(self.start.load(Ordering::Acquire));
+        let Some(newest) = self.tickets().checked_sub(1) else {
+            return Tally::default();
+        };
+        if start.generation != generation {
+            return Tally::default();
+        }
+        let (failures, slow) = rings.planes(start.class, (generation & 1) as usize);
+        tally(failures, slow, newest, start.held(newest).min(window_size))
+    }
+
+    /// Whether a window of this size fits the ring in use.
+    pub(super) fn fits(&self, class: u32) -> bool {
+        class <= Start::unpack(self.start.load(Ordering::Acquire)).class
+    }
+
+    /// Makes this the window of the generation after `generation`, with the newest outcomes of the
+    /// other one. No two calls of this may overlap, nor a `prepare` for the same generation.
+    pub(super) fn take_over(&self, other: &Self, rings: &Rings, generation: u32, class: u32) {
+        let from = Start::unpack(other.start.load(Ordering::Acquire));
+        let next = generation.wrapping_add(1);
+        let tickets = other.tickets();
+        let held = match tickets.checked_sub(1) {
+            Some(newest) if from.generation == generation => from.held(newest),
+            _ => 0,
+        };
+        let (old_failures, old_slow) = rings.planes(from.class, (generation & 1) as usize);
+        let (failures, slow) = rings.planes(class, (next & 1) as usize);
+        let base = self.tickets.fetch_add(u64::from(held), Ordering::Relaxed);
+        for offset in 0..u64::from(held) {
+            let old = tickets - u64::from(held) + offset;
+            write(failures, base + offset, read(old_failures, old));
+            write(slow, base + offset, read(old_slow, old));
+        }
+        let start = Start {
+            generation: next,
+            class,
+            full: false,
+            base: base as u32,
+        };
+        self.start.store(start.pack(), Ordering::Release);
+    }
+}
+
+/// One call's outcome, as a window sees it.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    pub(super) generation: u32,
+    pub(super) failed: bool,
+    pub(super) slow: bool,
+}
+
+/// Whether `a` comes before `b`, where generations wrap.
+fn precedes(a: u32, b: u32) -> bool {
+    b.wrapping_sub(a).cast_signed() > 0
+}
+
+#[inline]
+fn place(plane: &[AtomicU64], ticket: u64) -> (&AtomicU64, u64) {
+    let slot = ticket as usize & (plane.len() * 64 - 1);
+    (&plane[slot / 64], 1 << (slot % 64))
+}
+
+/// A slot that already holds the right bit costs no write.
+#[inline]
+fn write(plane: &[AtomicU64], ticket: u64, value: bool) {
+    let (word, bit) = place(plane, ticket);
+    if (word.load(Ordering::Relaxed) & bit != 0) == value {
+        return;
+    }
+    if value {
+        word.fetch_or(bit, Ordering::AcqRel);
+    } else {
+        word.fetch_and(!bit, Ordering::AcqRel);
+    }
+}
+
+fn read(plane: &[AtomicU64], ticket: u64) -> bool {
+    let (word, bit) = place(plane, ticket);
+    word.load(Ordering::Acquire) & bit != 0
+}
+
+fn tally(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, calls: u32) -> Tally {
+    Tally {
+        calls,
+        failures: ones(failures, newest, calls),
+        slow: ones(slow, newest, calls),
+    }
+}
+
+/// The bits that are set among the `count` newest slots.
+fn ones(plane: &[AtomicU64], newest: u64, count: u32) -> u32 {
+    let slots = plane.len() * 64;
+    let mut slot = (newest.wrapping_add(1).wrapping_sub(u64::from(count))) as usize & (slots - 1);
+    let mut left = count as usize;
+    let mut ones = 0;
+    while left > 0 {
+        let (word, bit) = (slot / 64, slot % 64);
+        let take = left.min(64 - bit);
+        let bits = plane[word].load(Ordering::Acquire) >> bit;
+        let wanted = u64::MAX >> (64 - take);
+        ones += (bits & wanted).count_ones();
+        slot = (slot + take) & (slots - 1);
+        left -= take;
+    }
+    ones
+}

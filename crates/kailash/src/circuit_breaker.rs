@@ -1,0 +1,558 @@
+//! Circuit breakers: calls to a dependency that fails are refused until it has recovered.
+//!
+//! ```
+//! use kailash::circuit_breaker::{CallError, Config, Manager, State};
+//!
+//! # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+//! let breakers = Manager::new();
+//! let config = Config { failure_threshold: 2, ..Config::default() };
+//! let breaker = breakers.get_or_create("database", config)?;
+//!
+//! async fn query() -> Result<u32, &'static str> { Err("connection refused") }
+//!
+//! for _ in 0..2 {
+//!     assert_eq!(breaker.call(query).await, Err(CallError::Inner("connection refused")));
+//! }
+//! assert_eq!(breaker.state(), State::Open);
+//! assert!(matches!(breaker.call(query).await, Err(CallError::Rejected(_))));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod event;
+mod manager;
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use kailash_core::circuit_breaker as machine;
+use kailash_core::circuit_breaker::{Machine, Verdict};
+use kailash_core::time::Timestamp;
+use tokio::sync::broadcast;
+
+pub use event::{Event, EventKind, Events};
+pub use kailash_core::circuit_breaker::{Cause, Config, Outcome, Snapshot, State, Transition};
+pub use manager::{CreateError, Manager};
+
+use crate::ConfigError;
+use crate::chance::Chance;
+use crate::clock::Clock;
+
+/// A circuit breaker, shared by its clones.
+///
+/// It may be used from any number of threads and tasks. A call that is admitted while closed takes
+/// no lock and allocates nothing.
+#[derive(Clone)]
+pub struct CircuitBreaker(Arc<Shared>);
+
+struct Shared {
+    machine: Machine,
+    clock: Clock,
+    chance: Chance,
+    name: Arc<str>,
+    /// Held while the breaker is told something, so that two of these do not overlap.
+    config: Mutex<Config>,
+    /// Made by the first subscriber.
+    events: OnceLock<broadcast::Sender<Event>>,
+}
+
+impl CircuitBreaker {
+    /// A closed breaker on the machine's monotonic clock.
+    ///
+    /// # Errors
+    /// When a field of the config is out of range.
+    pub fn new(name: impl Into<Arc<str>>, config: Config) -> Result<Self, ConfigError> {
+        Self::with_clock(name, config, Clock::monotonic())
+    }
+
+    /// A closed breaker on a clock of the caller's.
+    ///
+    /// # Errors
+    /// When a field of the config is out of range.
+    pub fn with_clock(
+        name: impl Into<Arc<str>>,
+        config: Config,
+        clock: Clock,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self(Arc::new(Shared {
+            machine: Machine::new(&config)?,
+            clock,
+            chance: Chance::new(),
+            name: name.into(),
+            config: Mutex::new(config),
+            events: OnceLock::new(),
+        })))
+    }
+
+    /// The breaker's name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    /// The settings as they are now.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.told().clone()
+    }
+
+    /// The state by time: an open breaker whose wait is over reads half-open.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.0.machine.state(self.settled())
+    }
+
+    /// Everything about the breaker at this moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.0.machine.snapshot(self.settled())
+    }
+
+    /// Runs a call behind the breaker: an `Err` counts as a failure.
+    ///
+    /// Dropping the future while it runs is a cancelled call.
+    ///
+    /// # Errors
+    /// [`CallError::Rejected`] if the breaker refuses the call, which is then never made;
+    /// [`CallError::Inner`] with the call's own error.
+    pub async fn call<F, T, E>(&self, call: impl FnOnce() -> F) -> Result<T, CallError<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        self.call_with(outcome_of, call).await
+    }
+
+    /// Runs a call behind the breaker, where `classify` says how it ended.
+    ///
+    /// A classifier that panics counts as a failure, and the panic goes on.
+    ///
+    /// # Errors
+    /// As [`CircuitBreaker::call`].
+    pub async fn call_with<F, T, E>(
+        &self,
+        classify: impl FnOnce(&Result<T, E>) -> Outcome,
+        call: impl FnOnce() -> F,
+    ) -> Result<T, CallError<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let permit = self.try_acquire()?;
+        let result = call().await;
+        // A panic in the classifier drops the permit, which counts it as a failure.
+        let outcome = classify(&result);
+        permit.record(outcome);
+        result.map_err(CallError::Inner)
+    }
+
+    /// Runs a blocking call behind the breaker: an `Err` counts as a failure, so does a panic.
+    ///
+    /// # Errors
+    /// As [`CircuitBreaker::call`].
+    pub fn call_sync<T, E>(&self, call: impl FnOnce() -> Result<T, E>) -> Result<T, CallError<E>> {
+        self.call_sync_with(outcome_of, call)
+    }
+
+    /// Runs a blocking call behind the breaker, where `classify` says how it ended.
+    ///
+    /// # Errors
+    /// As [`CircuitBreaker::call`].
+    pub fn call_sync_with<T, E>(
+        &self,
+        classify: impl FnOnce(&Result<T, E>) -> Outcome,
+        call: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, CallError<E>> {
+        let permit = self.try_acquire()?;
+        let result = call();
+        let outcome = classify(&result);
+        permit.record(outcome);
+        result.map_err(CallError::Inner)
+    }
+
+    /// Asks for leave to make one call.
+    ///
+    /// # Errors
+    /// When the breaker refuses the call.
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Permit<'_>, Rejected> {
+        Ok(Permit {
+            breaker: self,
+            inner: Some(self.acquire()?),
+        })
+    }
+
+    /// Asks for leave to make one call, as a permit that borrows nothing.
+    ///
+    /// # Errors
+    /// When the breaker refuses the call.
+    pub fn try_acquire_owned(&self) -> Result<OwnedPermit, Rejected> {
+        Ok(OwnedPermit {
+            inner: Some(self.acquire()?),
+            breaker: self.clone(),
+        })
+    }
+
+    #[inline]
+    fn acquire(&self) -> Result<machine::Permit, Rejected> {
+        let Shared { machine, clock, .. } = &*self.0;
+        match machine.admit() {
+            Some(permit) if machine.is_timed() => Ok(permit.started_at(clock.now())),
+            Some(permit) => Ok(permit),
+            None => self.acquire_slowly(),
+        }
+    }
+
+    #[cold]
+    fn acquire_slowly(&self) -> Result<machine::Permit, Rejected> {
+        let Shared {
+            machine,
+            clock,
+            chance,
+            ..
+        } = &*self.0;
+        let (result, news) = machine.try_acquire(clock.now(), chance.draw());
+        for transition in news {
+            self.publish(transition);
+        }
+        result.map_err(|rejected| {
+            self.tell(EventKind::Rejected);
+            Rejected {
+                name: Arc::clone(&self.0.name),
+                state: rejected.state,
+                forced: rejected.forced,
+                retry_after: rejected.retry_after,
+                cause: rejected.cause,
+            }
+        })
+    }
+
+    #[inline]
+    fn finish(&self, permit: machine::Permit, outcome: Outcome) {
+        let Shared { machine, clock, .. } = &*self.0;
+        let now = permit.is_timed().then(|| clock.now());
+        let verdict = machine.record(permit, outcome, now);
+        self.tell(EventKind::Ended(outcome));
+        if verdict != Verdict::Unchanged {
+            self.carry_out(verdict);
+        }
+    }
+
+    #[cold]
+    fn carry_out(&self, verdict: Verdict) {
+        let Shared {
+            machine,
+            clock,
+            chance,
+            ..
+        } = &*self.0;
+        let transition = match verdict {
+            Verdict::Unchanged => None,
+            Verdict::Closed(transition) => Some(transition),
+            Verdict::Trip(trip) => machine.trip(trip, clock.now(), chance.draw()),
+        };
+        if let Some(transition) = transition {
+            self.publish(transition);
+        }
+    }
+
+    /// Counts a success that no permit was taken for.
+    pub fn record_success(&self) {
+        self.record(Outcome::Success);
+    }
+
+    /// Counts a failure that no permit was taken for.
+    pub fn record_failure(&self) {
+        self.record(Outcome::Failure);
+    }
+
+    fn record(&self, outcome: Outcome) {
+        let Shared {
+            machine,
+            clock,
+            chance,
+            ..
+        } = &*self.0;
+        let (verdict, news) = machine.record_manual(outcome, clock.now(), chance.draw());
+        for transition in news {
+            self.publish(transition);
+        }
+        self.tell(EventKind::Ended(outcome));
+        self.carry_out(verdict);
+    }
+
+    /// Opens the breaker until [`CircuitBreaker::force_close`] or [`CircuitBreaker::reset`].
+    pub fn force_open(&self) {
+        self.command(Machine::force_open);
+    }
+
+    /// Closes the breaker, whatever its state, and pins nothing: it opens again as ever.
+    pub fn force_close(&self) {
+        self.command(Machine::force_close);
+    }
+
+    /// Closes the breaker from any state and forgets all counts.
+    pub fn reset(&self) {
+        self.command(Machine::reset);
+    }
+
+    /// Lets all calls pass and counts nothing, until [`CircuitBreaker::enable`].
+    pub fn disable(&self) {
+        self.command(Machine::disable);
+    }
+
+    /// Lets all calls pass and counts them, so that a snapshot says what it would have done, until
+    /// [`CircuitBreaker::enable`].
+    pub fn metrics_only(&self) {
+        self.command(Machine::metrics_only);
+    }
+
+    /// Ends [`CircuitBreaker::disable`] and [`CircuitBreaker::metrics_only`].
+    pub fn enable(&self) {
+        self.command(Machine::enable);
+    }
+
+    fn command(&self, order: impl FnOnce(&Machine, Timestamp) -> Option<Transition>) {
+        let told = self.told();
+        let transition = order(&self.0.machine, self.0.clock.now());
+        drop(told);
+        if let Some(transition) = transition {
+            self.publish(transition);
+        }
+    }
+
+    /// Changes the settings and keeps state and counts; a new `window_size` begins with the newest
+    /// outcomes.
+    ///
+    /// # Errors
+    /// When a field of the config is out of range; nothing has changed then.
+    pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
+        let mut told = self.told();
+        self.0.machine.reconfigure(&config)?;
+        *told = config;
+        Ok(())
+    }
+
+    /// Subscribes to what happens from now on.
+    ///
+    /// A subscriber can neither delay nor break a call: one that falls more than 1,024 events
+    /// behind loses the oldest, and is told how many.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        let sender = self.0.events.get_or_init(|| broadcast::channel(1024).0);
+        Events::new(self.clone(), sender.subscribe())
+    }
+
+    fn told(&self) -> MutexGuard<'_, Config> {
+        // A panic cannot leave a config half-written: it is replaced as a whole.
+        self.0.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time now, after what was due by then has been carried out.
+    fn settled(&self) -> Timestamp {
+        let Shared {
+            machine,
+            clock,
+            chance,
+            ..
+        } = &*self.0;
+        let now = clock.now();
+        if let Some(transition) = machine.settle(now, chance.draw()) {
+            self.publish(transition);
+        }
+        now
+    }
+
+    /// Carries out what time alone has brought about, so that subscribers hear of it.
+    fn wake(&self) {
+        let now = self.settled();
+        if let Some(transition) = self.0.machine.wake(now) {
+            self.publish(transition);
+        }
+    }
+
+    /// How long until time alone changes the state.
+    fn due_in(&self) -> Option<Duration> {
+        let now = self.0.clock.now();
+        let due = self.0.machine.next_due(now)?;
+        Some(due.since(now))
+    }
+
+    #[cold]
+    fn publish(&self, transition: Transition) {
+        let Transition {
+            from, to, cause, ..
+        } = transition;
+        tracing::info!(breaker = &*self.0.name, %from, %to, %cause, "circuit breaker changed");
+        self.tell(EventKind::Transition(transition));
+    }
+
+    #[inline]
+    fn tell(&self, kind: EventKind) {
+        if let Some(events) = self.0.events.get() {
+            let breaker = Arc::clone(&self.0.name);
+            // No receiver is left: nobody wants to know.
+            let _ = events.send(Event { breaker, kind });
+        }
+    }
+}
+
+impl fmt::Debug for CircuitBreaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreaker")
+            .field("name", &self.0.name)
+            .field("machine", &self.0.machine)
+            .finish_non_exhaustive()
+    }
+}
+
+fn outcome_of<T, E>(result: &Result<T, E>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Success,
+        Err(_) => Outcome::Failure,
+    }
+}
+
+/// Leave to make one call, which borrows its breaker.
+///
+/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once is a cancelled call"]
+pub struct Permit<'a> {
+    breaker: &'a CircuitBreaker,
+    inner: Option<machine::Permit>,
+}
+
+/// Leave to make one call, which keeps its breaker alive.
+///
+/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once is a cancelled call"]
+pub struct OwnedPermit {
+    breaker: CircuitBreaker,
+    inner: Option<machine::Permit>,
+}
+
+macro_rules! permit {
+    ($($permit:ty),*) => {$(
+        impl $permit {
+            /// The call succeeded.
+            pub fn success(self) {
+                self.record(Outcome::Success);
+            }
+
+            /// The call failed.
+            pub fn failure(self) {
+                self.record(Outcome::Failure);
+            }
+
+            /// The call says nothing about the dependency.
+            pub fn ignore(self) {
+                self.record(Outcome::Ignored);
+            }
+
+            /// The call ended so.
+            #[inline]
+            pub fn record(mut self, outcome: Outcome) {
+                if let Some(permit) = self.inner.take() {
+                    self.breaker.finish(permit, outcome);
+                }
+            }
+        }
+
+        impl Drop for $permit {
+            #[inline]
+            fn drop(&mut self) {
+                if let Some(permit) = self.inner.take() {
+                    self.breaker.finish(permit, dropped());
+                }
+            }
+        }
+    )*};
+}
+
+permit!(Permit<'_>, OwnedPermit);
+
+#[cold]
+fn dropped() -> Outcome {
+    if thread::panicking() {
+        Outcome::Failure
+    } else {
+        Outcome::Cancelled
+    }
+}
+
+/// Why a breaker refused a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The breaker's name.
+    pub name: Arc<str>,
+    /// [`State::Open`], or [`State::HalfOpen`] when all probes are in flight.
+    pub state: State,
+    /// Whether it was forced open: no probes until it is told otherwise.
+    pub forced: bool,
+    /// How long until a probe may pass; `None` where only another event decides.
+    pub retry_after: Option<Duration>,
+    /// Why the breaker opened.
+    pub cause: Cause,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match (self.state, self.forced, self.retry_after) {
+            (State::HalfOpen, ..) => {
+                write!(
+                    f,
+                    "circuit breaker \"{name}\" is half-open: all probes are in flight"
+                )
+            }
+            (_, true, _) => write!(f, "circuit breaker \"{name}\" is forced open"),
+            (_, _, Some(wait)) => {
+                let (cause, seconds) = (self.cause, wait.as_secs_f64());
+                write!(
+                    f,
+                    "circuit breaker \"{name}\" is open ({cause}), retry in {seconds:.3} s"
+                )
+            }
+            (_, _, None) => write!(f, "circuit breaker \"{name}\" is open ({})", self.cause),
+        }
+    }
+}
+
+impl Error for Rejected {}
+
+/// What can come of a call behind a breaker, beside its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallError<E> {
+    /// The breaker refused the call: it was never made.
+    Rejected(Rejected),
+    /// The call's own error.
+    Inner(E),
+}
+
+impl<E> From<Rejected> for CallError<E> {
+    fn from(rejected: Rejected) -> Self {
+        Self::Rejected(rejected)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for CallError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(rejected) => rejected.fmt(f),
+            Self::Inner(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: Error + 'static> Error for CallError<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Rejected(_) => None,
+            Self::Inner(error) => error.source(),
+        }
+    }
+}
