@@ -1,6 +1,5 @@
 //! Circuit breakers, bulkhead partitions and health monitoring for services on tokio.
 
-pub mod bulkhead;
 mod chance;
 pub mod circuit_breaker;
 pub mod clock;

@@ -1,0 +1,280 @@
+//! What is wrong with a run file is said with file, line, key, value and what is allowed, and
+//! nothing is started.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// A run file that is right; the tests break one thing in it.
+const FILE: &str = r#"
+[input]
+csv = "rows.csv"
+key = "id"
+columns = { id = "int", name = "text" }
+
+[database]
+url = "sqlite://shop.db"
+
+[breakers.notify]
+failure_threshold = 5
+recovery_timeout = "1s"
+
+[partitions.api]
+partition_type = "api"
+
+[[nodes]]
+id = "store"
+type = "SQLDatabaseNode"
+config.query = "INSERT INTO rows (id, name) VALUES (:id, :name)"
+
+[[nodes]]
+id = "announce"
+type = "HTTPRequestNode"
+breaker = "notify"
+partition = "api"
+config.url = "${sandbox.url}/rows"
+
+[[connections]]
+from = "store"
+to = "announce"
+
+[outbox]
+table = "outbox"
+store = "store"
+send = "announce"
+
+[sandbox]
+listen = "127.0.0.1:0"
+
+[[sandbox.faults]]
+kind = "errors"
+after_requests = 10
+lasts = "3s"
+"#;
+
+fn kailash(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kailash"));
+    let command = command.current_dir(folder).args(arguments);
+    command.output().expect("the binary can be started")
+}
+
+#[track_caller]
+fn refused(text: &str, sets: &[&str], expected: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shop.toml"), text).unwrap();
+    let mut arguments = vec!["run", "shop.toml"];
+    for set in sets {
+        arguments.extend(["--set", set]);
+    }
+    let output = kailash(folder.path(), &arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.trim_end(), expected.trim(), "\n{stderr}");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "something was started: {left:?}");
+}
+
+/// The file with one text in it replaced.
+fn with(from: &str, to: &str) -> String {
+    assert_eq!(FILE.matches(from).count(), 1, "{from}");
+    FILE.replace(from, to)
+}
+
+#[test]
+fn the_file_that_the_tests_break_is_right() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shop.toml"), FILE).unwrap();
+    let output = kailash(folder.path(), &["config", "check", "shop.toml"]);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    assert_eq!(output.stdout, b"shop.toml: all right\n");
+    assert!(output.status.success());
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest_that_is_known() {
+    refused(
+        &with("csv = ", "cvs = "),
+        &[],
+        "
+error: shop.toml:3: unknown key `cvs` in input
+  |
+3 | cvs = \"rows.csv\"
+  | ^^^
+  = allowed: csv, key, concurrency, columns
+  = did you mean `csv`?
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn an_unknown_section_is_named() {
+    refused(
+        &with("[input]", "[inptu]"),
+        &["outbox.store=store"],
+        "
+error: shop.toml:2: unknown section `inptu`
+  |
+2 | [inptu]
+  |  ^^^^^
+  = allowed: input, database, breakers, partitions, checks, nodes, connections, outbox, sandbox
+  = did you mean `input`?
+
+error: shop.toml:33: outbox: an outbox needs the rows of an [input]
+   |
+33 | [outbox]
+   | ^^^^^^^^
+
+2 mistakes, nothing was started",
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named() {
+    refused(
+        &with("failure_threshold = 5", "failure_threshold = \"five\""),
+        &[],
+        "
+error: shop.toml:11: breakers.notify.failure_threshold = \"five\" is not allowed
+   |
+11 | failure_threshold = \"five\"
+   |                     ^^^^^^
+   = allowed: a whole number
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn a_value_out_of_range_is_named_with_the_range() {
+    refused(
+        &with("failure_threshold = 5", "failure_threshold = 0"),
+        &[],
+        "
+error: shop.toml:11: breakers.notify.failure_threshold = 0 is not allowed
+   |
+11 | failure_threshold = 0
+   |                     ^
+   = allowed: 1 to 1000000
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn a_duration_says_how_one_is_written() {
+    refused(
+        &with("recovery_timeout = \"1s\"", "recovery_timeout = 1"),
+        &[],
+        "
+error: shop.toml:12: breakers.notify.recovery_timeout = 1 is not allowed
+   |
+12 | recovery_timeout = 1
+   |                    ^
+   = allowed: a duration in quotes, such as \"500ms\", \"30s\", \"1.5s\", \"2m\" or \"1h\"
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn several_mistakes_are_told_at_once_in_the_order_of_the_file() {
+    refused(
+        &with("breaker = \"notify\"", "breaker = \"notfy\"")
+            .replace("to = \"announce\"", "to = \"anounce\""),
+        &[],
+        "
+error: shop.toml:25: nodes.announce.breaker: unknown breaker `notfy`
+   |
+25 | breaker = \"notfy\"
+   |           ^^^^^^^
+   = allowed: notify
+   = did you mean `notify`?
+
+error: shop.toml:31: connections.0.to: unknown node `anounce`
+   |
+31 | to = \"anounce\"
+   |      ^^^^^^^^^
+   = allowed: store, announce
+   = did you mean `announce`?
+
+2 mistakes, nothing was started",
+    );
+}
+
+#[test]
+fn text_that_is_no_toml_is_shown() {
+    refused(
+        &with("csv = \"rows.csv\"", "csv = \"rows.csv"),
+        &[],
+        "
+error: shop.toml:3: not valid TOML: invalid basic string, expected `\"`
+  |
+3 | csv = \"rows.csv
+  |                ^
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn a_wrong_override_names_its_flag() {
+    refused(
+        FILE,
+        &["nodes.anounce.timeout=1s", "input.concurrency=0"],
+        "
+error: --set nodes.anounce.timeout=1s: nodes has no `anounce`
+      |
+--set | nodes.anounce.timeout=1s
+      | ^^^^^^^^^^^^^^^^^^^^^
+      = allowed: store, announce
+      = did you mean `announce`?
+
+error: --set input.concurrency=0: input.concurrency = 0 is not allowed
+      |
+--set | input.concurrency=0
+      |                   ^
+      = allowed: 1 to 10000
+
+2 mistakes, nothing was started",
+    );
+}
+
+#[test]
+fn no_password_is_shown() {
+    refused(
+        &with("sqlite://shop.db", "postgress://me:hunter2@db/shop"),
+        &["database.uri=postgres://me:hunter3@db/shop"],
+        "
+error: --set database.uri=postgres://me:***@db/shop: unknown key `uri` in database
+      |
+--set | database.uri=postgres://me:***@db/shop
+      | ^^^^^^^^^^^^
+      = allowed: url, setup
+      = did you mean `url`?
+
+1 mistake, nothing was started",
+    );
+    refused(
+        &with("sqlite://shop.db", "postgress://me:hunter2@db/shop"),
+        &[],
+        "
+error: shop.toml:8: database.url: unknown scheme \"postgress\", allowed is postgres://USER:***@HOST:PORT/DATABASE, mysql://.. or mariadb://.. alike, sqlite://PATH or sqlite::memory:
+  |
+8 | url = \"postgress://me:***@db/shop\"
+  |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn a_file_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = kailash(folder.path(), &["run", "none.toml"]);
+    let expected = "error: none.toml: cannot be read: No such file or directory (os error 2)\n";
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
+    assert_eq!(output.status.code(), Some(2));
+}
