@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod bulkhead;
 pub mod circuit_breaker;
 pub mod config;
 pub mod ratio;

@@ -1,5 +1,6 @@
 //! Circuit breakers, bulkhead partitions and health monitoring for services on tokio.
 
+pub mod bulkhead;
 mod chance;
 pub mod circuit_breaker;
 pub mod clock;

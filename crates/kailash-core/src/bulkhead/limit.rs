@@ -1,0 +1,275 @@
+//! The slots of a partition: how many run, how many wait, how many may run.
+
+use core::fmt;
+// Counts decide nothing; a model checker need not see them.
+use core::sync::atomic::AtomicU64 as Count;
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// The largest limit, and the largest queue.
+pub(super) const MOST_SLOTS: u32 = 1_000_000;
+
+const BITS: u32 = 20;
+const MASK: u64 = (1 << BITS) - 1;
+const QUEUED: u32 = BITS;
+const LIMIT: u32 = 2 * BITS;
+const ONE_ACTIVE: u64 = 1;
+const ONE_QUEUED: u64 = 1 << QUEUED;
+const CLOSED: u64 = 1 << (3 * BITS);
+
+/// The slots of one partition, in one atomic word.
+///
+/// Taking a free slot and giving it back is one compare-and-swap each. What changes the queue or the
+/// limit goes through [`Queue`](super::Queue), whose lock the caller then holds.
+///
+/// ```
+/// use kailash_core::bulkhead::{Released, Slots};
+///
+/// let slots = Slots::new(1);
+/// assert!(slots.try_acquire().is_ok());
+/// assert_eq!(slots.try_acquire().unwrap_err().active, 1);
+/// assert_eq!(slots.release(), Released::Free);
+/// ```
+pub struct Slots {
+    // The figures share the word's cache line, which a call has just made its own.
+    word: AtomicU64,
+    started: Count,
+    refused: Count,
+    peak: AtomicU32,
+}
+
+/// What the word of a partition's slots says at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Calls that hold a slot.
+    pub active: u32,
+    /// Calls that wait for one.
+    pub queued: u32,
+    /// How many calls may hold one.
+    pub limit: u32,
+    /// Whether the partition admits nobody any more.
+    pub is_closed: bool,
+}
+
+/// What became of a slot that its call is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Released {
+    /// It is free.
+    Free,
+    /// It is free, and it was the last of a closed partition.
+    Last,
+    /// It is still held, since somebody waits for it: call [`Queue::hand_over`](super::Queue::hand_over)
+    /// under the lock.
+    Wanted,
+}
+
+impl Slots {
+    /// Free slots, as many as `limit`, which is at most 1,000,000.
+    #[must_use]
+    pub fn new(limit: u32) -> Self {
+        Self {
+            word: AtomicU64::new(u64::from(limit.min(MOST_SLOTS)) << LIMIT),
+            started: Count::new(0),
+            refused: Count::new(0),
+            peak: AtomicU32::new(0),
+        }
+    }
+
+    /// Takes a free slot, which [`Slots::release`] gives back.
+    ///
+    /// # Errors
+    /// When there is none, somebody waits, or the partition is closed.
+    #[inline]
+    pub fn try_acquire(&self) -> Result<(), Occupancy> {
+        self.update(is_free, |word| word + ONE_ACTIVE)
+            .map(|word| self.count_start(word))
+            .map_err(occupancy)
+    }
+
+    /// Gives a slot back, unless somebody waits for it.
+    #[inline]
+    pub fn release(&self) -> Released {
+        match self.update(may_fall, |word| word - ONE_ACTIVE) {
+            Ok(word) if word & CLOSED != 0 && word & MASK == 0 => Released::Last,
+            Ok(_) => Released::Free,
+            Err(_) => Released::Wanted,
+        }
+    }
+
+    /// How full the partition is.
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        occupancy(self.word.load(Ordering::Acquire))
+    }
+
+    /// Counts a call that was turned away.
+    #[inline]
+    pub fn count_refusal(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many calls have got a slot so far.
+    #[must_use]
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// How many calls were turned away so far.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The most calls that held a slot at once so far.
+    #[must_use]
+    pub fn peak(&self) -> u32 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// Counts a waiter in, unless a slot is free or the partition is closed; under the lock.
+    pub(super) fn join_queue(&self) -> Result<(), Occupancy> {
+        let is_full = |word| !is_free(word) && word & CLOSED == 0;
+        self.update(is_full, |word| word + ONE_QUEUED)
+            .map(drop)
+            .map_err(occupancy)
+    }
+
+    /// Counts a waiter out; under the lock.
+    pub(super) fn leave_queue(&self) {
+        self.always(|word| word - ONE_QUEUED);
+    }
+
+    /// Passes a slot on to a waiter, which leaves the queue with it; under the lock.
+    pub(super) fn pass_on(&self) {
+        let word = self.always(|word| word - ONE_QUEUED);
+        self.count_start(word);
+    }
+
+    /// Takes a slot for the queue where a raised limit has one; under the lock.
+    pub(super) fn take_for_queue(&self) -> bool {
+        let has_room = |word| queued(word) > 0 && active(word) < limit(word);
+        self.update(has_room, |word| word + ONE_ACTIVE).is_ok()
+    }
+
+    /// Changes the limit; under the lock.
+    pub(super) fn set_limit(&self, limit: u32) {
+        let limit = u64::from(limit.min(MOST_SLOTS)) << LIMIT;
+        self.always(|word| word & !(MASK << LIMIT) | limit);
+    }
+
+    /// Admits nobody from now on, and forgets the waiters; under the lock.
+    pub(super) fn close(&self) {
+        self.always(|word| word & !(MASK << QUEUED) | CLOSED);
+    }
+
+    #[inline]
+    fn count_start(&self, word: u64) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+        let active = active(word);
+        if self.peak.load(Ordering::Relaxed) < active {
+            self.peak.fetch_max(active, Ordering::Relaxed);
+        }
+    }
+
+    /// Replaces a word that `allowed` accepts, and returns the new one; the error is a word it refused.
+    #[inline]
+    fn update(
+        &self,
+        allowed: impl Fn(u64) -> bool,
+        change: impl Fn(u64) -> u64,
+    ) -> Result<u64, u64> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while allowed(word) {
+            let next = change(word);
+            let (won, seen) = (Ordering::AcqRel, Ordering::Relaxed);
+            match self.word.compare_exchange_weak(word, next, won, seen) {
+                Ok(_) => return Ok(next),
+                Err(now) => word = now,
+            }
+        }
+        Err(word)
+    }
+
+    fn always(&self, change: impl Fn(u64) -> u64) -> u64 {
+        self.update(|_| true, change)
+            .expect("every word is accepted")
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.occupancy().fmt(f)
+    }
+}
+
+const fn active(word: u64) -> u32 {
+    (word & MASK) as u32
+}
+
+const fn queued(word: u64) -> u32 {
+    (word >> QUEUED & MASK) as u32
+}
+
+const fn limit(word: u64) -> u32 {
+    (word >> LIMIT & MASK) as u32
+}
+
+const fn is_free(word: u64) -> bool {
+    word & CLOSED == 0 && queued(word) == 0 && active(word) < limit(word)
+}
+
+/// Whether a slot may become free: nobody waits for it, or it is one too many.
+const fn may_fall(word: u64) -> bool {
+    queued(word) == 0 || active(word) > limit(word)
+}
+
+const fn occupancy(word: u64) -> Occupancy {
+    Occupancy {
+        active: active(word),
+        queued: queued(word),
+        limit: limit(word),
+        is_closed: word & CLOSED != 0,
+    }
+}
+
+#[cfg(all(not(kailash_loom), test))]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::thread;
+
+    #[test]
+    fn a_thousand_racers_never_exceed_the_limit() {
+        let slots = Slots::new(10);
+        let inside = AtomicU32::new(0);
+        let start = Barrier::new(1_000);
+        let race = || {
+            start.wait();
+            for _ in 0..100 {
+                if slots.try_acquire().is_ok() {
+                    let others = inside.fetch_add(1, Ordering::SeqCst);
+                    assert!(others < 10, "{others} others at once");
+                    thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    assert_eq!(slots.release(), Released::Free);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..1_000 {
+                let racer = thread::Builder::new().stack_size(64 * 1024);
+                racer.spawn_scoped(scope, race).unwrap();
+            }
+        });
+        assert_eq!(slots.occupancy().active, 0);
+        assert!((1..=10).contains(&slots.peak()));
+    }
+
+    #[test]
+    fn the_largest_limit_fits_the_word() {
+        let slots = Slots::new(u32::MAX);
+        assert_eq!(slots.occupancy().limit, MOST_SLOTS);
+        assert!(u64::from(MOST_SLOTS) <= MASK);
+    }
+}

@@ -1,0 +1,242 @@
+//! Who waits for a slot, and who starts next.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::mem;
+
+use super::config::{PartitionConfig, Priority};
+use super::limit::{Occupancy, Released, Slots};
+use super::wait::Waits;
+use crate::time::Timestamp;
+
+/// The calls that wait for a slot of one partition, each with a token of its shell.
+///
+/// The most urgent priority starts first, and the first come first within one; every 20th start goes
+/// to whoever has waited longest, so that nobody starves. A waiter whose deadline has come never
+/// starts. All methods that take [`Slots`] must be given the slots of the same partition.
+///
+/// ```
+/// use kailash_core::bulkhead::*;
+/// use kailash_core::time::Timestamp;
+///
+/// let config = PartitionConfig::new("db", PartitionType::Custom);
+/// let (slots, mut queue) = (Slots::new(1), Queue::new(&config));
+/// slots.try_acquire().unwrap();
+///
+/// let (now, never) = (Timestamp::ZERO, Timestamp::NEVER);
+/// queue.enter(&slots, Priority::default(), now, never, "later");
+/// queue.enter(&slots, Priority::MOST_URGENT, now, never, "sooner");
+///
+/// assert_eq!(slots.release(), Released::Wanted);
+/// assert_eq!(queue.hand_over(&slots, now), HandOver::Start("sooner"));
+/// ```
+#[derive(Debug)]
+pub struct Queue<T> {
+    waiters: BTreeMap<Ticket, Waiter<T>>,
+    size: usize,
+    evict_lower_priority: bool,
+    entered: u64,
+    started: u64,
+    waits: Waits,
+}
+
+/// A place in a queue: the smallest ticket is the next to start, save for every 20th.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket {
+    priority: Priority,
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Waiter<T> {
+    since: Timestamp,
+    deadline: Timestamp,
+    token: T,
+}
+
+/// What became of a call that asked for a slot or a place in the queue.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Entry<T> {
+    /// It has a slot.
+    Started,
+    /// It waits.
+    Waiting {
+        /// Its place.
+        ticket: Ticket,
+        /// The token of a waiter that was pushed out for it.
+        evicted: Option<T>,
+    },
+    /// It was turned away.
+    Refused(Occupancy),
+}
+
+/// What became of a slot that was wanted.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum HandOver<T> {
+    /// The slot is this waiter's now.
+    Start(T),
+    /// This waiter's deadline has come, and it has left; the slot is still to be handed over.
+    Expired(T),
+    /// Nobody waits for it any more: the slot is free.
+    Free {
+        /// Whether it was the last of a closed partition.
+        last: bool,
+    },
+}
+
+/// Every how many starts the longest waiting goes first.
+const TURN_OF_THE_OLDEST: u64 = 20;
+
+impl<T> Queue<T> {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(config: &PartitionConfig) -> Self {
+        Self {
+            waiters: BTreeMap::new(),
+            size: config.queue_size as usize,
+            evict_lower_priority: config.evict_lower_priority,
+            entered: 0,
+            started: 0,
+            waits: Waits::new(),
+        }
+    }
+
+    /// Whether a call of this priority may wait, in a free place or in another's.
+    #[must_use]
+    pub fn has_place(&self, priority: Priority) -> bool {
+        self.waiters.len() < self.size || self.less_urgent(priority).is_some()
+    }
+
+    /// Takes a slot if one is free, else a place in the queue, if there is one.
+    ///
+    /// A full queue makes place by pushing out the newest of its least urgent waiters, if the
+    /// newcomer is more urgent and the partition's `evict_lower_priority` is on.
+    pub fn enter(
+        &mut self,
+        slots: &Slots,
+        priority: Priority,
+        now: Timestamp,
+        deadline: Timestamp,
+        token: T,
+    ) -> Entry<T> {
+        let evicted = loop {
+            let Err(occupancy) = slots.try_acquire() else {
+                return Entry::Started;
+            };
+            if occupancy.is_closed {
+                return Entry::Refused(occupancy);
+            }
+            if self.waiters.len() < self.size {
+                // Fails when a slot came free since; then that one is taken.
+                if slots.join_queue().is_ok() {
+                    break None;
+                }
+            } else if let Some(ticket) = self.less_urgent(priority) {
+                // The newcomer takes over the other's place in the word too. If the word said for a
+                // moment that nobody waits, a slot could come free and somebody pass them both.
+                break self.waiters.remove(&ticket);
+            } else {
+                return Entry::Refused(occupancy);
+            }
+        };
+        let evicted = evicted.map(|waiter| waiter.token);
+        let ticket = Ticket {
+            priority,
+            number: self.entered,
+        };
+        self.entered += 1;
+        let waiter = Waiter {
+            since: now,
+            deadline,
+            token,
+        };
+        self.waiters.insert(ticket, waiter);
+        Entry::Waiting { ticket, evicted }
+    }
+
+    /// Passes on a slot that was [`Wanted`](Released::Wanted).
+    ///
+    /// # Panics
+    /// When `slots` are not this queue's.
+    pub fn hand_over(&mut self, slots: &Slots, now: Timestamp) -> HandOver<T> {
+        match slots.release() {
+            Released::Free => return HandOver::Free { last: false },
+            Released::Last => return HandOver::Free { last: true },
+            Released::Wanted => {}
+        }
+        // The waiters are counted under the lock that the caller holds.
+        let ticket = self.next().expect("a wanted slot has a waiter");
+        let waiter = self.waiters.remove(&ticket).expect("the next one waits");
+        if waiter.deadline <= now {
+            slots.leave_queue();
+            return HandOver::Expired(waiter.token);
+        }
+        self.started += 1;
+        self.waits.record(now.since(waiter.since));
+        slots.pass_on();
+        HandOver::Start(waiter.token)
+    }
+
+    /// Takes a slot for the queue, where a raised limit has one and somebody waits; hand it over.
+    #[must_use]
+    pub fn take_for_waiter(&mut self, slots: &Slots) -> bool {
+        slots.take_for_queue()
+    }
+
+    /// Leaves the queue; `None` if the waiter has already left it in another way.
+    pub fn leave(&mut self, slots: &Slots, ticket: Ticket) -> Option<T> {
+        let waiter = self.waiters.remove(&ticket)?;
+        slots.leave_queue();
+        Some(waiter.token)
+    }
+
+    /// Takes over a changed configuration.
+    ///
+    /// Calls that run keep their slots and those that wait their places. While
+    /// [`Queue::take_for_waiter`] then says so, a slot is to be handed over.
+    pub fn reconfigure(&mut self, slots: &Slots, config: &PartitionConfig) {
+        self.size = config.queue_size as usize;
+        self.evict_lower_priority = config.evict_lower_priority;
+        slots.set_limit(config.max_concurrent_operations);
+    }
+
+    /// Admits nobody from now on, and returns the tokens of all who waited, in the order of starting.
+    pub fn close(&mut self, slots: &Slots) -> Vec<T> {
+        slots.close();
+        let waiters = mem::take(&mut self.waiters).into_values();
+        waiters.map(|waiter| waiter.token).collect()
+    }
+
+    /// How long calls that came through the queue waited.
+    #[must_use]
+    pub fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    fn next(&self) -> Option<Ticket> {
+        if (self.started + 1).is_multiple_of(TURN_OF_THE_OLDEST) {
+            self.oldest()
+        } else {
+            self.waiters.keys().next().copied()
+        }
+    }
+
+    fn oldest(&self) -> Option<Ticket> {
+        let range = Priority::MOST_URGENT.get()..=Priority::LEAST_URGENT.get();
+        let first_of = |priority| {
+            let priority = Priority::new(priority).ok()?;
+            let ends = [0, u64::MAX].map(|number| Ticket { priority, number });
+            self.waiters.range(ends[0]..=ends[1]).next()
+        };
+        let firsts = range.filter_map(first_of).map(|(ticket, _)| *ticket);
+        firsts.min_by_key(|ticket| ticket.number)
+    }
+
+    /// The newest of the least urgent waiters, if a newcomer of this priority may push it out.
+    fn less_urgent(&self, priority: Priority) -> Option<Ticket> {
+        let last = self.waiters.keys().next_back().copied();
+        last.filter(|ticket| self.evict_lower_priority && ticket.priority > priority)
+    }
+}

@@ -1,0 +1,658 @@
+//! Bulkheads: partitions that keep one kind of work from starving another.
+//!
+//! A [`Partition`] lets a number of calls run at once and a number more wait, in order of priority.
+//! The timeout of a call covers waiting and running together: over while it waits, the call is
+//! turned away and never starts; over while it runs, it has timed out. Blocking work runs in the
+//! partition's own threads.
+//!
+//! ```
+//! use kailash::bulkhead::{Manager, PartitionConfig, PartitionType};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let partitions = Manager::with_defaults();
+//! partitions.configure(PartitionConfig {
+//!     max_concurrent_operations: 20,
+//!     ..PartitionConfig::new("api", PartitionType::Api)
+//! })?;
+//!
+//! let api = partitions.get("api")?;
+//! let answer = api.run(async { 42 }).await?;
+//! let sum = api.run_blocking(|| (1..=10).sum::<u32>()).await?;
+//! assert_eq!((answer, sum), (42, 55));
+//! # Ok(())
+//! # }
+//! ```
+
+use std::fmt;
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use kailash_core::bulkhead::{Entry, HandOver, Occupancy, Queue, Released, Slots};
+use kailash_core::config::ConfigError;
+use kailash_core::time::Timestamp;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use threads::Threads;
+use waiting::{Verdict, Waiter};
+
+pub use error::{Closed, Full, Reason, RunError, TimedOut, UnknownPartition};
+pub use job::{Job, Panicked};
+pub use kailash_core::bulkhead::{PartitionConfig, PartitionType, Priority};
+pub use manager::Manager;
+pub use waiting::Waiting;
+
+mod error;
+mod job;
+mod manager;
+mod threads;
+mod waiting;
+
+/// A number of slots for one kind of work, with a queue and threads of its own.
+///
+/// Clones are handles to the same partition.
+///
+/// ```
+/// use kailash::bulkhead::{Partition, PartitionConfig, PartitionType, Reason};
+///
+/// let config = PartitionConfig {
+///     max_concurrent_operations: 1,
+///     ..PartitionConfig::new("reports", PartitionType::Background)
+/// };
+/// let reports = Partition::new(config).unwrap();
+///
+/// let permit = reports.try_acquire().unwrap();
+/// assert_eq!(reports.try_acquire().unwrap_err().reason, Reason::Busy);
+/// drop(permit);
+/// assert!(reports.try_acquire().is_ok());
+/// ```
+#[derive(Clone)]
+pub struct Partition(Arc<Inner>);
+
+struct Inner {
+    slots: Slots,
+    name: Arc<str>,
+    queue: Mutex<Queue<Arc<Waiter>>>,
+    settings: ArcSwap<Settings>,
+    threads: Threads,
+    clock: Clock,
+    drained: Notify,
+    evicted: AtomicU64,
+    expired: AtomicU64,
+    timed_out: AtomicU64,
+}
+
+struct Settings {
+    config: PartitionConfig,
+    priority: Priority,
+}
+
+/// How one call asks for a slot; what is `None` is the partition's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// How urgent the call is.
+    pub priority: Option<Priority>,
+    /// How long the call may take, waiting and running together. `Duration::MAX` sets no end. Zero
+    /// never waits: the call starts at once or is turned away, and may run as long as the partition's
+    /// own timeout allows.
+    pub timeout: Option<Duration>,
+}
+
+/// A slot of a partition; dropping it gives it back, to the next waiter if there is one.
+#[must_use = "a permit that is dropped at once holds nothing"]
+pub struct Permit(Partition);
+
+/// What a partition is doing and has done so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The partition's name.
+    pub name: Arc<str>,
+    /// Calls that hold a slot.
+    pub active: u32,
+    /// Calls that wait.
+    pub queued: u32,
+    /// How many calls may hold a slot.
+    pub limit: u32,
+    /// The partition's threads.
+    pub threads: usize,
+    /// Whether the partition admits nobody any more.
+    pub is_closed: bool,
+    /// Calls that got a slot.
+    pub run: u64,
+    /// Calls that got none: every [`Full`] that was returned.
+    pub refused: u64,
+    /// Of those refused, the calls that a more urgent one pushed out of the queue.
+    pub evicted: u64,
+    /// Of those refused, the calls whose timeout was over while they waited.
+    pub expired: u64,
+    /// Of those run, the calls whose timeout was over while they ran.
+    pub timed_out: u64,
+    /// The most calls that held a slot at once.
+    pub peak_active: u32,
+    /// The wait for a slot that half of the calls that ran did not exceed, at most an eighth too long.
+    pub wait_p50: Duration,
+    /// The wait for a slot that 99 of 100 calls that ran did not exceed, at most an eighth too long.
+    pub wait_p99: Duration,
+}
+
+/// How a partition's end went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// The partition's name.
+    pub partition: Arc<str>,
+    /// Calls that waited and were turned away.
+    pub turned_away: usize,
+    /// Calls that still ran at the deadline, among them blocking work whose caller has given up.
+    pub left: u32,
+}
+
+tokio::task_local! {
+    static CURRENT: Partition;
+}
+
+/// The partition in whose slot the calling task or thread runs.
+///
+/// It is set inside what [`Partition::run`] and [`Partition::run_blocking`] are given, and lost by a
+/// task that is spawned there.
+#[must_use]
+pub fn current() -> Option<Partition> {
+    CURRENT.try_with(Partition::clone).ok()
+}
+
+impl Partition {
+    /// A partition on the machine's clock.
+    ///
+    /// # Errors
+    /// When a field of `config` is out of its range.
+    pub fn new(config: PartitionConfig) -> Result<Self, ConfigError> {
+        Self::with_clock(config, Clock::monotonic())
+    }
+
+    /// A partition on this clock, by which it judges deadlines in the queue and measures waits.
+    ///
+    /// # Errors
+    /// When a field of `config` is out of its range.
+    pub fn with_clock(config: PartitionConfig, clock: Clock) -> Result<Self, ConfigError> {
+        let priority = config.validate()?;
+        Ok(Self(Arc::new(Inner {
+            slots: Slots::new(config.max_concurrent_operations),
+            name: config.name.as_str().into(),
+            queue: Mutex::new(Queue::new(&config)),
+            threads: Threads::new(config.threads()),
+            settings: ArcSwap::from_pointee(Settings { config, priority }),
+            clock,
+            drained: Notify::new(),
+            evicted: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
+        })))
+    }
+
+    /// The partition's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The partition's configuration now.
+    #[must_use]
+    pub fn config(&self) -> PartitionConfig {
+        self.0.settings.load().config.clone()
+    }
+
+    /// Changes the whole configuration live.
+    ///
+    /// Calls that run keep their slots, those that wait their places and deadlines. A lower limit takes
+    /// effect as calls end; a higher one starts waiters at once.
+    ///
+    /// # Errors
+    /// When a field is out of its range, or the name is another.
+    pub fn reconfigure(&self, config: PartitionConfig) -> Result<(), ConfigError> {
+        let priority = config.validate()?;
+        if config.name != self.name() {
+            let allowed = format!("the partition's name {:?}", self.name());
+            return Err(ConfigError::new(
+                "name",
+                format_args!("{:?}", config.name),
+                allowed,
+            ));
+        }
+        let now = self.0.clock.now();
+        let mut started = Vec::new();
+        {
+            let mut queue = self.0.queue();
+            queue.reconfigure(&self.0.slots, &config);
+            self.0.threads.resize(self.name(), config.threads());
+            self.0
+                .settings
+                .store(Arc::new(Settings { config, priority }));
+            while queue.take_for_waiter(&self.0.slots) {
+                self.0.hand_over(&mut queue, now, &mut started);
+            }
+        }
+        wake(started);
+        // Whoever changed it last: the newest settings count.
+        let threads = self.0.settings.load().config.threads();
+        self.0.threads.resize(self.name(), threads);
+        Ok(())
+    }
+
+    /// Takes a free slot; never waits.
+    ///
+    /// # Errors
+    /// When no slot is free or somebody waits for one, or the partition is closed.
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Permit, Full> {
+        match self.0.slots.try_acquire() {
+            Ok(()) => Ok(Permit(self.clone())),
+            Err(occupancy) => Err(self.0.refuse(occupancy, Reason::Busy)),
+        }
+    }
+
+    /// Takes a slot as soon as there is one, for a call with the partition's priority and timeout.
+    ///
+    /// Dropping the future leaves the queue at once.
+    ///
+    /// # Errors
+    /// When the queue is full, the timeout passes, a more urgent call takes the place in the queue, or
+    /// the partition closes.
+    pub async fn acquire(&self) -> Result<Permit, Full> {
+        self.acquire_with(Admission::default()).await
+    }
+
+    /// Takes a slot as soon as there is one.
+    ///
+    /// The timeout of `admission` bounds the waiting; nothing bounds how long the permit is held.
+    ///
+    /// # Errors
+    /// As [`Partition::acquire`]; with a timeout of zero, whenever no slot is free.
+    pub async fn acquire_with(&self, admission: Admission) -> Result<Permit, Full> {
+        if let Some(permit) = self.0.take_free(self) {
+            return Ok(permit);
+        }
+        self.acquire_by(admission, self.deadline(admission)).await
+    }
+
+    /// Takes a slot or a place in the queue, without any timer.
+    ///
+    /// For callers that wait in a way of their own: [`Waiting`] is a future that needs no runtime.
+    ///
+    /// # Errors
+    /// When the queue is full or the partition is closed; with a timeout of zero, whenever no slot is
+    /// free.
+    pub fn enqueue(&self, admission: Admission) -> Result<Waiting, Full> {
+        let inner = &self.0;
+        if let Some(permit) = inner.take_free(self) {
+            return Ok(Waiting::ready(permit));
+        }
+        if admission.timeout == Some(Duration::ZERO) {
+            return self.try_acquire().map(Waiting::ready);
+        }
+        let settings = inner.settings.load();
+        let priority = admission.priority.unwrap_or(settings.priority);
+        let now = inner.clock.now();
+        let timeout = admission.timeout.or(settings.config.timeout);
+        let deadline = timeout.map_or(Timestamp::NEVER, |timeout| now + timeout);
+
+        let mut queue = inner.queue();
+        if !queue.has_place(priority) {
+            drop(queue);
+            let reason = settings.refusal();
+            return Err(inner.refuse(inner.slots.occupancy(), reason));
+        }
+        let waiter = Arc::new(Waiter::default());
+        let entry = queue.enter(&inner.slots, priority, now, deadline, Arc::clone(&waiter));
+        match entry {
+            Entry::Started => Ok(Waiting::ready(Permit(self.clone()))),
+            Entry::Refused(occupancy) => {
+                drop(queue);
+                Err(inner.refuse(occupancy, settings.refusal()))
+            }
+            Entry::Waiting { ticket, evicted } => {
+                if let Some(evicted) = &evicted {
+                    evicted.decide(Verdict::Evicted);
+                }
+                drop(queue);
+                wake(evicted);
+                Ok(Waiting::queued(self.clone(), ticket, waiter, deadline))
+            }
+        }
+    }
+
+    /// Runs a future in a slot, with the partition's priority and timeout.
+    ///
+    /// Dropping the returned future drops the given one, then gives the slot back.
+    ///
+    /// # Errors
+    /// When no slot could be had, the timeout passes, or the partition closes while the call waits.
+    pub async fn run<F: Future>(&self, future: F) -> Result<F::Output, RunError> {
+        self.run_with(Admission::default(), future).await
+    }
+
+    /// Runs a future in a slot.
+    ///
+    /// # Errors
+    /// As [`Partition::run`].
+    pub async fn run_with<F: Future>(
+        &self,
+        admission: Admission,
+        future: F,
+    ) -> Result<F::Output, RunError> {
+        let deadline = self.deadline(admission);
+        let permit = self.acquire_by(admission, deadline).await?;
+        let future = CURRENT.scope(self.clone(), future);
+        let result = match deadline {
+            None => Ok(future.await),
+            Some((deadline, timeout)) => tokio::time::timeout_at(deadline, future)
+                .await
+                .map_err(|_| self.0.time_out(timeout).into()),
+        };
+        drop(permit);
+        result
+    }
+
+    /// Runs a blocking function in a slot and one of the partition's threads, with the partition's
+    /// priority and timeout.
+    ///
+    /// The function runs in the tracing span of the caller. Once begun it cannot be stopped: when the
+    /// timeout passes or the returned future is dropped, it goes on and keeps its slot until it returns.
+    ///
+    /// # Errors
+    /// When no slot could be had, the timeout passes, or the partition closes while the call waits.
+    ///
+    /// # Panics
+    /// With the function's own panic.
+    pub async fn run_blocking<F, T>(&self, work: F) -> Result<T, RunError>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.run_blocking_with(Admission::default(), work).await
+    }
+
+    /// Runs a blocking function in a slot and one of the partition's threads.
+    ///
+    /// # Errors
+    /// As [`Partition::run_blocking`].
+    ///
+    /// # Panics
+    /// With the function's own panic.
+    pub async fn run_blocking_with<F, T>(
+        &self,
+        admission: Admission,
+        work: F,
+    ) -> Result<T, RunError>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let deadline = self.deadline(admission);
+        let permit = self.acquire_by(admission, deadline).await?;
+        let (tell, told) = oneshot::channel();
+        let job = permit.spawn_blocking(work, |outcome| drop(tell.send(outcome)))?;
+        let outcome = match deadline {
+            None => told.await,
+            Some((deadline, timeout)) => {
+                let Ok(outcome) = tokio::time::timeout_at(deadline, told).await else {
+                    return Err(if job.cancel() {
+                        self.0.expire().into()
+                    } else {
+                        self.0.time_out(timeout).into()
+                    });
+                };
+                outcome
+            }
+        };
+        match outcome.expect("the job is not cancelled, so it tells its outcome") {
+            Ok(value) => Ok(value),
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    /// What the partition is doing and has done so far.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = &self.0;
+        let Occupancy {
+            active,
+            queued,
+            limit,
+            is_closed,
+        } = inner.slots.occupancy();
+        let run = inner.slots.started();
+        let (wait_p50, wait_p99) = {
+            let queue = inner.queue();
+            let percentile = |per_mille| queue.waits().percentile(per_mille, run);
+            (percentile(500), percentile(990))
+        };
+        Snapshot {
+            name: Arc::clone(&inner.name),
+            active,
+            queued,
+            limit,
+            threads: inner.threads.count(),
+            is_closed,
+            run,
+            refused: inner.slots.refused(),
+            evicted: inner.evicted.load(Ordering::Relaxed),
+            expired: inner.expired.load(Ordering::Relaxed),
+            timed_out: inner.timed_out.load(Ordering::Relaxed),
+            peak_active: inner.slots.peak(),
+            wait_p50,
+            wait_p99,
+        }
+    }
+
+    /// Admits nobody from now on and turns away all who wait; returns how many did.
+    ///
+    /// Calls that run go on.
+    pub fn close(&self) -> usize {
+        let waiters = {
+            let mut queue = self.0.queue();
+            let waiters = queue.close(&self.0.slots);
+            for waiter in &waiters {
+                waiter.decide(Verdict::Closed);
+            }
+            waiters
+        };
+        let turned_away = waiters.len();
+        wake(waiters);
+        turned_away
+    }
+
+    /// Closes the partition and waits until the last slot is given back, at most this long.
+    ///
+    /// Dropping the future leaves the partition closed.
+    pub async fn drain(&self, within: Duration) -> Drained {
+        let turned_away = self.close();
+        // Late is late: what is left is reported below.
+        let _ = tokio::time::timeout(within, self.drained()).await;
+        Drained {
+            partition: Arc::clone(&self.0.name),
+            turned_away,
+            left: self.0.slots.occupancy().active,
+        }
+    }
+
+    /// Waits until the partition is closed and no call holds a slot; needs no runtime.
+    pub async fn drained(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.0.drained.notified());
+            // Before the look, so that a slot given back right after it is not missed.
+            notified.as_mut().enable();
+            let occupancy = self.0.slots.occupancy();
+            if occupancy.is_closed && occupancy.active == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// The deadline of a call that begins now, and the timeout it came from.
+    fn deadline(&self, admission: Admission) -> Option<(Instant, Duration)> {
+        let own = || self.0.settings.load().config.timeout;
+        let timeout = admission.timeout.filter(|timeout| !timeout.is_zero());
+        let timeout = timeout.or_else(own)?;
+        Some((Instant::now().checked_add(timeout)?, timeout))
+    }
+
+    async fn acquire_by(
+        &self,
+        admission: Admission,
+        deadline: Option<(Instant, Duration)>,
+    ) -> Result<Permit, Full> {
+        let mut waiting = self.enqueue(admission)?;
+        match deadline {
+            None => waiting.await,
+            Some((deadline, _)) => match tokio::time::timeout_at(deadline, &mut waiting).await {
+                Ok(result) => result,
+                Err(_) => Err(waiting.expire()),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut partition = f.debug_struct("Partition");
+        partition.field("name", &self.name());
+        partition.field("slots", &self.0.slots);
+        partition.finish_non_exhaustive()
+    }
+}
+
+impl Permit {
+    /// Runs a blocking function on one of the partition's threads, in this slot.
+    ///
+    /// Needs no runtime. The slot is given back when the function returns, then `done` is called on the
+    /// same thread with what it returned or panicked with. The function runs in the tracing span of the
+    /// caller. It begins when a thread is free, which is at once unless the partition has fewer threads
+    /// than slots.
+    ///
+    /// # Errors
+    /// When the system lets the partition start no thread. The slot is then free, and `done` is not
+    /// called.
+    pub fn spawn_blocking<F, T, D>(self, work: F, done: D) -> Result<Job, Full>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: 'static,
+        D: FnOnce(Result<T, Panicked>) + Send + 'static,
+    {
+        Job::spawn(self, work, done)
+    }
+}
+
+impl Drop for Permit {
+    #[inline]
+    fn drop(&mut self) {
+        let inner = &self.0.0;
+        match inner.slots.release() {
+            Released::Free => {}
+            Released::Last => inner.drained.notify_waiters(),
+            Released::Wanted => inner.pass_on(),
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Permit").field(&self.0.name()).finish()
+    }
+}
+
+impl Inner {
+    fn queue(&self) -> MutexGuard<'_, Queue<Arc<Waiter>>> {
+        // No foreign code runs under the lock, so a poisoned queue is a whole one.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn take_free(&self, partition: &Partition) -> Option<Permit> {
+        let taken = self.slots.try_acquire();
+        taken.ok().map(|()| Permit(partition.clone()))
+    }
+
+    #[cold]
+    fn pass_on(&self) {
+        let now = self.clock.now();
+        let mut decided = Vec::new();
+        let mut queue = self.queue();
+        self.hand_over(&mut queue, now, &mut decided);
+        drop(queue);
+        wake(decided);
+    }
+
+    /// Passes a held slot on; those whose wait is over with it are to be woken without the lock.
+    fn hand_over(
+        &self,
+        queue: &mut Queue<Arc<Waiter>>,
+        now: Timestamp,
+        decided: &mut Vec<Arc<Waiter>>,
+    ) {
+        loop {
+            match queue.hand_over(&self.slots, now) {
+                HandOver::Start(waiter) => {
+                    waiter.decide(Verdict::Start);
+                    decided.push(waiter);
+                    return;
+                }
+                HandOver::Expired(waiter) => {
+                    waiter.decide(Verdict::Expired);
+                    decided.push(waiter);
+                }
+                HandOver::Free { last } => {
+                    if last {
+                        self.drained.notify_waiters();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, occupancy: Occupancy, reason: Reason) -> Full {
+        self.slots.count_refusal();
+        let is_closed = occupancy.is_closed;
+        Full {
+            partition: Arc::clone(&self.name),
+            active: occupancy.active,
+            queued: occupancy.queued,
+            reason: if is_closed { Reason::Closed } else { reason },
+        }
+    }
+
+    fn expire(&self) -> Full {
+        self.expired.fetch_add(1, Ordering::Relaxed);
+        self.refuse(self.slots.occupancy(), Reason::Waited)
+    }
+
+    fn time_out(&self, timeout: Duration) -> TimedOut {
+        self.timed_out.fetch_add(1, Ordering::Relaxed);
+        let partition = Arc::clone(&self.name);
+        TimedOut { partition, timeout }
+    }
+}
+
+impl Settings {
+    /// Why a call that would wait has no place.
+    fn refusal(&self) -> Reason {
+        if self.config.queue_size == 0 {
+            Reason::Busy
+        } else {
+            Reason::QueueFull
+        }
+    }
+}
+
+fn wake(waiters: impl IntoIterator<Item = Arc<Waiter>>) {
+    for waiter in waiters {
+        waiter.wake();
+    }
+}

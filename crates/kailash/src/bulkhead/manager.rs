@@ -1,0 +1,147 @@
+//! Partitions by name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kailash_core::config::ConfigError;
+
+use super::{Drained, Partition, PartitionConfig, PartitionType, UnknownPartition};
+use crate::clock::Clock;
+
+/// Partitions by name; clones are handles to the same ones.
+///
+/// ```
+/// use kailash::bulkhead::{Manager, PartitionConfig, PartitionType};
+///
+/// let partitions = Manager::with_defaults();
+/// let database = partitions.get("database").unwrap();
+/// let limit = || database.snapshot().limit;
+/// assert_eq!(limit(), 20);
+///
+/// let config = PartitionConfig { max_concurrent_operations: 5, ..database.config() };
+/// partitions.configure(config).unwrap();
+/// assert_eq!(limit(), 5);
+///
+/// let error = partitions.get("datbase").unwrap_err();
+/// assert!(error.to_string().contains("database"));
+/// ```
+#[derive(Clone)]
+pub struct Manager(Arc<Registry>);
+
+struct Registry {
+    partitions: RwLock<BTreeMap<Arc<str>, Partition>>,
+    clock: Clock,
+}
+
+impl Manager {
+    /// No partitions yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_clock(Clock::monotonic())
+    }
+
+    /// No partitions yet; those to come are on this clock.
+    #[must_use]
+    pub fn with_clock(clock: Clock) -> Self {
+        let partitions = RwLock::default();
+        Self(Arc::new(Registry { partitions, clock }))
+    }
+
+    /// The partitions critical, database, api, compute and background.
+    ///
+    /// | name | slots | queue | timeout | priority | threads |
+    /// |---|---|---|---|---|---|
+    /// | critical | 5 | 20 | 10 s | 1 | 5 |
+    /// | database | 20 | 100 | 30 s | 2 | 20 |
+    /// | api | 50 | 100 | 15 s | 3 | 25 |
+    /// | compute | 5 | 50 | 60 s | 4 | 4 |
+    /// | background | 10 | 200 | 120 s | 8 | 10 |
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "the defaults are valid")]
+    pub fn with_defaults() -> Self {
+        let manager = Self::new();
+        let defaults = [
+            ("critical", PartitionType::Critical, None),
+            ("database", PartitionType::Database, None),
+            ("api", PartitionType::Api, Some(25)),
+            ("compute", PartitionType::CpuBound, Some(4)),
+            ("background", PartitionType::Background, None),
+        ];
+        for (name, partition_type, max_threads) in defaults {
+            let config = PartitionConfig {
+                max_threads,
+                ..PartitionConfig::new(name, partition_type)
+            };
+            manager.configure(config).expect("the defaults are valid");
+        }
+        manager
+    }
+
+    /// Creates the partition of this name, or changes its whole configuration live.
+    ///
+    /// Calls that run keep their slots and those that wait their places. A closed partition is replaced
+    /// by a new one.
+    ///
+    /// # Errors
+    /// When a field of `config` is out of its range.
+    pub fn configure(&self, config: PartitionConfig) -> Result<Partition, ConfigError> {
+        let partitions = self.0.partitions.write();
+        let mut partitions = partitions.unwrap_or_else(PoisonError::into_inner);
+        if let Some(partition) = partitions.get(config.name.as_str())
+            && !partition.0.slots.occupancy().is_closed
+        {
+            partition.reconfigure(config)?;
+            return Ok(partition.clone());
+        }
+        let partition = Partition::with_clock(config, self.0.clock.clone())?;
+        let name = Arc::clone(&partition.0.name);
+        partitions.insert(name, partition.clone());
+        Ok(partition)
+    }
+
+    /// The partition of this name.
+    ///
+    /// # Errors
+    /// When there is none; the error lists the names that there are.
+    pub fn get(&self, name: &str) -> Result<Partition, UnknownPartition> {
+        let partitions = self.0.partitions.read();
+        let partitions = partitions.unwrap_or_else(PoisonError::into_inner);
+        let found = partitions.get(name).cloned();
+        found.ok_or_else(|| UnknownPartition {
+            name: name.to_owned(),
+            known: partitions.keys().cloned().collect(),
+        })
+    }
+
+    /// All partitions, sorted by name.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<Partition> {
+        let partitions = self.0.partitions.read();
+        let partitions = partitions.unwrap_or_else(PoisonError::into_inner);
+        partitions.values().cloned().collect()
+    }
+
+    /// Closes all partitions at once and waits until their last slots are given back, at most this long.
+    ///
+    /// Dropping the future leaves them closed.
+    pub async fn shutdown(&self, within: Duration) -> Vec<Drained> {
+        let partitions = self.partitions();
+        let drains = partitions.iter().map(|partition| partition.drain(within));
+        join_all(drains).await
+    }
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Manager").field(&self.partitions()).finish()
+    }
+}
