@@ -33,5 +33,9 @@ pub use wait::Waits;
 
 mod config;
 mod limit;
+#[cfg(all(test, kailash_loom))]
+mod loom_tests;
+#[cfg(all(test, not(kailash_loom)))]
+mod model;
 mod queue;
 mod wait;

@@ -2,9 +2,9 @@
 
 use core::fmt;
 // Counts decide nothing; a model checker need not see them.
-use core::sync::atomic::AtomicU64 as Count;
+use core::sync::atomic::{AtomicU32 as Peak, AtomicU64 as Count};
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// The largest limit, and the largest queue.
 pub(super) const MOST_SLOTS: u32 = 1_000_000;
@@ -35,7 +35,7 @@ pub struct Slots {
     word: AtomicU64,
     started: Count,
     refused: Count,
-    peak: AtomicU32,
+    peak: Peak,
 }
 
 /// What the word of a partition's slots says at one moment.
@@ -72,7 +72,7 @@ impl Slots {
             word: AtomicU64::new(u64::from(limit.min(MOST_SLOTS)) << LIMIT),
             started: Count::new(0),
             refused: Count::new(0),
-            peak: AtomicU32::new(0),
+            peak: Peak::new(0),
         }
     }
 
@@ -233,7 +233,7 @@ const fn occupancy(word: u64) -> Occupancy {
     }
 }
 
-#[cfg(all(not(kailash_loom), test))]
+#[cfg(all(test, not(kailash_loom)))]
 mod tests {
     use super::*;
     use std::sync::Barrier;
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_thousand_racers_never_exceed_the_limit() {
         let slots = Slots::new(10);
-        let inside = AtomicU32::new(0);
+        let inside = Peak::new(0);
         let start = Barrier::new(1_000);
         let race = || {
             start.wait();
