@@ -13,6 +13,7 @@ extern crate std;
 pub mod bulkhead;
 pub mod circuit_breaker;
 pub mod config;
+pub mod health;
 pub mod ratio;
 pub mod time;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kailash_core::time::{Timestamp, nanos};
 
@@ -71,6 +71,12 @@ impl Default for Clock {
     fn default() -> Self {
         Self::monotonic()
     }
+}
+
+/// The wall clock's time, to show and to store, never to measure with.
+#[must_use]
+pub fn wall_time() -> SystemTime {
+    SystemTime::now()
 }
 
 /// The hand of a manual clock.

@@ -4,6 +4,7 @@ pub mod bulkhead;
 mod chance;
 pub mod circuit_breaker;
 pub mod clock;
+pub mod health;
 pub mod redact;
 #[cfg(feature = "sql")]
 pub mod sql;

@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::redact::Secrets;
 
-const ALLOWED: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE, mysql://.. or mariadb://.. alike, \
+pub(crate) const ALLOWED: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE, mysql://.. or mariadb://.. alike, \
                        sqlite://PATH or sqlite::memory:";
 
 const POSTGRES_PARAMETERS: [&str; 19] = [
@@ -241,6 +241,12 @@ impl UrlError {
     fn new(reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self { reason }
+    }
+
+    /// Why it cannot be used, without what is allowed instead.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
     }
 
     fn parameter() -> Self {
