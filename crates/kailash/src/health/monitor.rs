@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +20,7 @@ use uuid::Uuid;
 use super::alert::{Alert, Alerts};
 use super::check::{Check, ErrorClass, Finished, Runner};
 use super::threads::{Threads, lock};
+use crate::chance::Chance;
 use crate::clock::{Clock, wall_time};
 
 /// Runs checks, remembers their newest results, and raises alerts.
@@ -542,8 +542,8 @@ async fn keep_checking(
     entry: Arc<Entry>,
     mut config: watch::Receiver<Config>,
 ) {
-    let chance = RandomState::new();
-    for round in 0_u64.. {
+    let chance = Chance::new();
+    loop {
         let Some(shared) = monitor.upgrade() else {
             return;
         };
@@ -553,7 +553,7 @@ async fn keep_checking(
         // A monitor that nobody holds must not live on in its own tasks.
         drop(shared);
         flight.landed().await;
-        let draw = (chance.hash_one(round) >> 11) as f64 / (1_u64 << 53) as f64;
+        let draw = chance.draw();
         loop {
             let interval = entry.check_interval(&config.borrow_and_update());
             let wait = next_start(started, interval, draw).since(clock.now());
