@@ -26,6 +26,8 @@
 
 mod backoff;
 mod config;
+#[cfg(all(test, kailash_loom))]
+mod loom_tests;
 mod probe;
 mod settings;
 mod state;
@@ -521,6 +523,10 @@ impl Machine {
         let own = u64::from(generation) << 32;
         let mut seen = self.in_a_row.load(Ordering::Relaxed);
         loop {
+            if state::precedes(generation, state::generation(seen)) {
+                // A straggler: the count belongs to a later generation by now.
+                return 0;
+            }
             let before = if state::generation(seen) == generation {
                 seen as u32
             } else {

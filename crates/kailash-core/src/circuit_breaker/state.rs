@@ -215,6 +215,11 @@ pub(super) fn generation(bits: u64) -> u32 {
     (bits >> 32) as u32
 }
 
+/// Whether `a` comes before `b`, where generations wrap.
+pub(super) fn precedes(a: u32, b: u32) -> bool {
+    b.wrapping_sub(a).cast_signed() > 0
+}
+
 /// Whether a packed word lets every call pass: closed, metrics-only or disabled.
 #[inline]
 pub(super) fn passes_all(bits: u64) -> bool {

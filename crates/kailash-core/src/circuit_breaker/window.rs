@@ -16,6 +16,7 @@
 use alloc::boxed::Box;
 use core::array;
 
+use super::state::precedes;
 use crate::once_box::OnceBox;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -267,11 +268,6 @@ pub(super) struct Call {
     pub(super) generation: u32,
     pub(super) failed: bool,
     pub(super) slow: bool,
-}
-
-/// Whether `a` comes before `b`, where generations wrap.
-fn precedes(a: u32, b: u32) -> bool {
-    b.wrapping_sub(a).cast_signed() > 0
 }
 
 #[inline]
