@@ -696,3 +696,128 @@ async fn racers_on_threads_never_exceed_the_limit() {
     assert!(partition.snapshot().peak_active <= 10);
     assert_whole(&partition);
 }
+
+#[tokio::test]
+async fn every_way_to_make_a_call_takes_one_slot_once() {
+    let partition = partition(1, 1);
+    let mut expected = 0;
+    let mut took_one = |partition: &Partition| {
+        expected += 1;
+        assert_eq!(partition.snapshot().run, expected);
+        assert_eq!(partition.snapshot().active, 0);
+    };
+    drop(partition.try_acquire().unwrap());
+    took_one(&partition);
+    drop(partition.acquire().await.unwrap());
+    took_one(&partition);
+    drop(partition.acquire_with(with_priority(2)).await.unwrap());
+    took_one(&partition);
+    drop(
+        partition
+            .enqueue(Admission::default())
+            .unwrap()
+            .await
+            .unwrap(),
+    );
+    took_one(&partition);
+    drop(partition.enqueue(Admission::default()).unwrap());
+    took_one(&partition);
+    partition.run(ready(())).await.unwrap();
+    took_one(&partition);
+    partition.run_blocking(|| ()).await.unwrap();
+    took_one(&partition);
+    assert_eq!(partition.snapshot().peak_active, 1);
+}
+
+#[test]
+fn a_panic_in_the_end_of_a_job_frees_its_slot_once() {
+    let partition = partition_on_threads(2);
+    let (tell, told) = mpsc::channel::<()>();
+    for _ in 0..3 {
+        let tell = tell.clone();
+        let done = move |_| {
+            let _told = tell;
+            panic!("on purpose");
+        };
+        let permit = partition.try_acquire().unwrap();
+        let job = permit.spawn_blocking(|| (), done).unwrap();
+        eventually(|| partition.snapshot().active == 0);
+        assert!(!job.cancel());
+    }
+    drop(tell);
+    assert!(told.recv_timeout(GENEROUS).is_err());
+    assert_whole(&partition);
+}
+
+#[test]
+fn a_late_cancel_touches_no_other_work() {
+    let partition = partition_on_threads(1);
+    let (tell, told) = mpsc::channel();
+    let mut earlier: Option<Job> = None;
+    for number in 0..1_000 {
+        let tell = tell.clone();
+        let done = move |outcome: Result<u32, Panicked>| tell.send(outcome.unwrap()).unwrap();
+        let permit = partition.try_acquire().unwrap();
+        let job = permit.spawn_blocking(move || number, done).unwrap();
+        assert!(!earlier.take().is_some_and(Job::cancel));
+        assert_eq!(told.recv_timeout(GENEROUS), Ok(number));
+        earlier = Some(job);
+    }
+    assert_eq!(partition.snapshot().threads, 1);
+}
+
+#[test]
+fn a_job_that_has_not_begun_can_be_cancelled_and_frees_its_slot() {
+    let config = PartitionConfig {
+        max_threads: Some(1),
+        ..partition_config(2, 0)
+    };
+    let partition = Partition::new(config).unwrap();
+    let gate = Gate::default();
+    let blocker = {
+        let gate = gate.clone();
+        move || gate.pass()
+    };
+    let permit = partition.try_acquire().unwrap();
+    let blocked = permit.spawn_blocking(blocker, drop).unwrap();
+    let never = || panic!("it was cancelled");
+    let permit = partition.try_acquire().unwrap();
+    let job = permit
+        .spawn_blocking(never, |_| panic!("it was cancelled"))
+        .unwrap();
+    assert!(job.cancel());
+    assert_eq!(partition.snapshot().active, 1);
+    gate.open();
+    eventually(|| partition.snapshot().active == 0);
+    assert!(!blocked.cancel());
+}
+
+#[test]
+fn a_long_queue_that_is_ready_at_once_needs_little_stack() {
+    const WAITERS: u32 = 100_000;
+    let queue = || {
+        let partition = partition_on_threads(1);
+        let config = PartitionConfig {
+            queue_size: WAITERS,
+            ..partition.config()
+        };
+        partition.reconfigure(config).unwrap();
+        let permit = partition.try_acquire().unwrap();
+        let waiting = (0..WAITERS).map(|_| partition.enqueue(Admission::default()).unwrap());
+        let waiting: Vec<_> = waiting.collect();
+        drop(permit);
+        for waiting in waiting {
+            // Handed over and not taken up: it passes the slot on.
+            drop(waiting);
+        }
+        assert_eq!(partition.snapshot().run, u64::from(WAITERS) + 1);
+        assert_whole(&partition);
+    };
+    let thread = std::thread::Builder::new().stack_size(64 * 1024);
+    thread.spawn(queue).unwrap().join().unwrap();
+}
+
+/// A partition for tests without a runtime.
+fn partition_on_threads(slots: u32) -> Partition {
+    Partition::new(partition_config(slots, 0)).unwrap()
+}

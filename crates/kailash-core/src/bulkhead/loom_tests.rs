@@ -41,7 +41,9 @@ impl Shell {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue<Arc<Waiter>>> {
-        self.queue.lock().unwrap()
+        self.queue
+            .lock()
+            .expect("no thread panics in a sound model")
     }
 
     /// A slot at once, or a place in the queue.

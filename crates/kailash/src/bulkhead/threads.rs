@@ -173,3 +173,128 @@ impl Shared {
         state.running -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    /// A limit that only a hang reaches.
+    const GENEROUS: Duration = Duration::from_secs(60);
+
+    /// Says that it has begun, then waits until its sender is gone.
+    struct Held {
+        begun: mpsc::Sender<String>,
+        until: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Work for Held {
+        fn run(&self) {
+            let name = thread::current().name().unwrap().to_owned();
+            self.begun.send(name).unwrap();
+            assert!(self.until.lock().unwrap().recv().is_err());
+        }
+
+        fn withdraw(&self) -> bool {
+            false
+        }
+    }
+
+    fn held(begun: &mpsc::Sender<String>) -> (mpsc::Sender<()>, Arc<dyn Work>) {
+        let (hold, until) = mpsc::channel();
+        let begun = begun.clone();
+        let until = Mutex::new(until);
+        (hold, Arc::new(Held { begun, until }))
+    }
+
+    fn eventually(condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < GENEROUS, "it never came");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn idle_threads_end_and_start_again() {
+        let threads = Threads::with_keep_alive(4, Duration::from_millis(1));
+        let (begun, begins) = mpsc::channel();
+        for _ in 0..3 {
+            let jobs = [(); 3].map(|()| held(&begun));
+            for (_, job) in &jobs {
+                threads.run("p", Arc::clone(job)).unwrap();
+            }
+            for _ in 0..3 {
+                begins.recv_timeout(GENEROUS).unwrap();
+            }
+            assert_eq!(threads.count(), 3);
+            drop(jobs);
+            eventually(|| threads.count() == 0);
+        }
+    }
+
+    #[test]
+    fn an_idle_thread_is_used_before_another_is_started() {
+        let threads = Threads::with_keep_alive(4, GENEROUS);
+        let (begun, begins) = mpsc::channel();
+        for _ in 0..100 {
+            let (hold, job) = held(&begun);
+            threads.run("p", job).unwrap();
+            assert_eq!(begins.recv_timeout(GENEROUS).unwrap(), "p-1");
+            drop(hold);
+            eventually(|| threads.shared.lock().idle == 1);
+        }
+        assert_eq!(threads.count(), 1);
+    }
+
+    #[test]
+    fn more_threads_take_the_work_that_waits_and_surplus_ones_end() {
+        let threads = Threads::with_keep_alive(1, GENEROUS);
+        let (begun, begins) = mpsc::channel();
+        let jobs = [(); 3].map(|()| held(&begun));
+        for (_, job) in &jobs {
+            threads.run("p", Arc::clone(job)).unwrap();
+        }
+        begins.recv_timeout(GENEROUS).unwrap();
+        assert!(begins.try_recv().is_err());
+        threads.resize("p", 3);
+        begins.recv_timeout(GENEROUS).unwrap();
+        begins.recv_timeout(GENEROUS).unwrap();
+        threads.resize("p", 1);
+        drop(jobs);
+        eventually(|| threads.count() == 1);
+    }
+
+    #[test]
+    fn threads_end_with_their_partition() {
+        let threads = Threads::with_keep_alive(1, GENEROUS);
+        let (begun, begins) = mpsc::channel();
+        let (hold, job) = held(&begun);
+        threads.run("p", job).unwrap();
+        begins.recv_timeout(GENEROUS).unwrap();
+        let shared = Arc::downgrade(&threads.shared);
+        drop(threads);
+        drop(hold);
+        eventually(|| shared.strong_count() == 0);
+    }
+
+    #[test]
+    fn a_panic_that_nobody_hears_ends_no_thread() {
+        struct Bad;
+        impl Work for Bad {
+            fn run(&self) {
+                panic!("on purpose");
+            }
+            fn withdraw(&self) -> bool {
+                false
+            }
+        }
+        let threads = Threads::with_keep_alive(1, GENEROUS);
+        threads.run("p", Arc::new(Bad)).unwrap();
+        let (begun, begins) = mpsc::channel();
+        let (_hold, job) = held(&begun);
+        threads.run("p", job).unwrap();
+        assert_eq!(begins.recv_timeout(GENEROUS).unwrap(), "p-1");
+    }
+}
