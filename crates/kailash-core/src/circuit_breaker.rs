@@ -962,6 +962,29 @@ impl Machine {
         Some(next.generation)
     }
 
+    /// Frees the slots of all probes in flight, which decide nothing any more.
+    ///
+    /// For the child of a fork: the calls that hold them go on in its parent.
+    pub fn abandon_probes(&self) {
+        loop {
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            let Phase::HalfOpen { successes, .. } = word.phase else {
+                return;
+            };
+            let next = word.next(Phase::HalfOpen {
+                in_flight: 0,
+                successes,
+            });
+            let left = (u64::from(next.generation) << 32) | self.left().1.pack();
+            self.left.fetch_max(left, Ordering::AcqRel);
+            if self.replace(bits, next) {
+                self.leases.sweep(next.generation);
+                return;
+            }
+        }
+    }
+
     fn left(&self) -> (u32, Opening) {
         let bits = self.left.load(Ordering::Acquire);
         (state::generation(bits), Opening::unpack(bits))

@@ -23,6 +23,7 @@
 mod event;
 mod manager;
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -58,7 +59,11 @@ struct Shared {
     config: Mutex<Config>,
     /// Made by the first subscriber.
     events: OnceLock<broadcast::Sender<Event>>,
+    /// The newest, the oldest first.
+    transitions: Mutex<VecDeque<Transition>>,
 }
+
+const TRANSITIONS_KEPT: usize = 5;
 
 impl CircuitBreaker {
     /// A closed breaker on the machine's monotonic clock.
@@ -85,6 +90,7 @@ impl CircuitBreaker {
             name: name.into(),
             config: Mutex::new(config),
             events: OnceLock::new(),
+            transitions: Mutex::default(),
         })))
     }
 
@@ -192,6 +198,7 @@ impl CircuitBreaker {
         Ok(OwnedPermit {
             inner: Some(self.acquire()?),
             breaker: self.clone(),
+            paused: None,
         })
     }
 
@@ -230,14 +237,16 @@ impl CircuitBreaker {
     }
 
     #[inline]
-    fn finish(&self, permit: machine::Permit, outcome: Outcome) {
+    fn finish(&self, permit: machine::Permit, outcome: Outcome) -> Option<Duration> {
         let Shared { machine, clock, .. } = &*self.0;
         let now = permit.is_timed().then(|| clock.now());
+        let ran = now.zip(permit.started()).map(|(to, from)| to.since(from));
         let verdict = machine.record(permit, outcome, now);
         self.tell(EventKind::Ended(outcome));
         if verdict != Verdict::Unchanged {
             self.carry_out(verdict);
         }
+        ran
     }
 
     #[cold]
@@ -345,6 +354,28 @@ impl CircuitBreaker {
         Events::new(self.clone(), sender.subscribe())
     }
 
+    /// The five newest transitions, the oldest first, each with how long ago it took effect.
+    #[must_use]
+    pub fn transitions(&self) -> Vec<(Transition, Duration)> {
+        let now = self.settled();
+        let kept = self.kept_transitions();
+        kept.iter()
+            .map(|news| (*news, now.since(news.at)))
+            .collect()
+    }
+
+    /// Frees the slots of all probes in flight, which decide nothing any more.
+    ///
+    /// For the child of a fork: the calls that hold them go on in its parent.
+    pub fn abandon_probes(&self) {
+        self.0.machine.abandon_probes();
+    }
+
+    fn kept_transitions(&self) -> MutexGuard<'_, VecDeque<Transition>> {
+        let kept = self.0.transitions.lock();
+        kept.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn told(&self) -> MutexGuard<'_, Config> {
         // A panic cannot leave a config half-written: it is replaced as a whole.
         self.0.config.lock().unwrap_or_else(PoisonError::into_inner)
@@ -386,6 +417,13 @@ impl CircuitBreaker {
             from, to, cause, ..
         } = transition;
         tracing::info!(breaker = &*self.0.name, %from, %to, %cause, "circuit breaker changed");
+        {
+            let mut kept = self.kept_transitions();
+            if kept.len() == TRANSITIONS_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(transition);
+        }
         self.tell(EventKind::Transition(transition));
     }
 
@@ -433,6 +471,7 @@ pub struct Permit<'a> {
 pub struct OwnedPermit {
     breaker: CircuitBreaker,
     inner: Option<machine::Permit>,
+    paused: Option<Timestamp>,
 }
 
 macro_rules! permit {
@@ -453,12 +492,11 @@ macro_rules! permit {
                 self.record(Outcome::Ignored);
             }
 
-            /// The call ended so.
+            /// The call ended so. Answers how long it ran, where calls are timed.
             #[inline]
-            pub fn record(mut self, outcome: Outcome) {
-                if let Some(permit) = self.inner.take() {
-                    self.breaker.finish(permit, outcome);
-                }
+            pub fn record(mut self, outcome: Outcome) -> Option<Duration> {
+                let permit = self.inner.take()?;
+                self.breaker.finish(permit, outcome)
             }
         }
 
@@ -474,6 +512,27 @@ macro_rules! permit {
 }
 
 permit!(Permit<'_>, OwnedPermit);
+
+impl OwnedPermit {
+    /// Stops the call's clock, for work that goes on in pieces: what passes until
+    /// [`OwnedPermit::resume`] makes the call neither slow nor long. A probe's lease goes on.
+    pub fn pause(&mut self) {
+        self.paused
+            .get_or_insert_with(|| self.breaker.0.clock.now());
+    }
+
+    /// Lets the call's clock go on.
+    pub fn resume(&mut self) {
+        let Some(paused) = self.paused.take() else {
+            return;
+        };
+        let rest = self.breaker.0.clock.now().since(paused);
+        self.inner = self.inner.take().map(|permit| match permit.started() {
+            Some(started) => permit.started_at(started + rest),
+            None => permit,
+        });
+    }
+}
 
 #[cold]
 fn dropped() -> Outcome {
