@@ -416,6 +416,33 @@ impl Partition {
         }
     }
 
+    /// Runs a future with this as the [`current`] partition, for callers that hold its slot in a way of
+    /// their own.
+    pub async fn scope<F: Future>(&self, future: F) -> F::Output {
+        CURRENT.scope(self.clone(), future).await
+    }
+
+    /// Counts a call whose timeout was over before it started, and says so.
+    ///
+    /// For callers that time calls in a way of their own, as are [`Partition::time_out`] and
+    /// [`Partition::without_thread`].
+    #[must_use]
+    pub fn expire(&self) -> Full {
+        self.0.expire()
+    }
+
+    /// Counts a call whose timeout was over while it ran, and says so.
+    #[must_use]
+    pub fn time_out(&self, timeout: Duration) -> TimedOut {
+        self.0.time_out(timeout)
+    }
+
+    /// Counts a call that no thread could be started for, and says so.
+    #[must_use]
+    pub fn without_thread(&self) -> Full {
+        self.0.refuse(self.0.slots.occupancy(), Reason::NoThread)
+    }
+
     /// What the partition is doing and has done so far.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
