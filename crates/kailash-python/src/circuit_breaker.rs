@@ -1,0 +1,388 @@
+//! Circuit breakers for Python: two calls around each guarded call, both of them short and sync.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use kailash::circuit_breaker::{
+    CircuitBreaker as Breaker, Config, CreateError, EventKind, Manager, Outcome, OwnedPermit,
+    Rejected,
+};
+use kailash_core::time::nanos;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList, PyType};
+
+use crate::config::{self, Settings};
+use crate::runtime::{self, Carried, deliver};
+
+/// Circuit breakers by name.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct CircuitBreakerManager(Manager);
+
+impl CircuitBreakerManager {
+    pub(crate) fn manager(&self) -> Manager {
+        self.0.clone()
+    }
+}
+
+#[pymethods]
+impl CircuitBreakerManager {
+    #[new]
+    fn new() -> Self {
+        Self(Manager::new())
+    }
+
+    /// The breaker of this name, made with these settings if there is none.
+    fn get_or_create(&self, name: &str, settings: &Bound<'_, PyAny>) -> PyResult<CircuitBreaker> {
+        let made = self.0.get_or_create(name, read_config(settings)?);
+        made.map(CircuitBreaker::over).map_err(|error| match error {
+            CreateError::Config(error) => config::raise(settings.py(), &error, None),
+            CreateError::OtherSettings { .. } => PyValueError::new_err(error.to_string()),
+        })
+    }
+
+    /// The breaker of this name, if there is one.
+    fn get(&self, name: &str) -> Option<CircuitBreaker> {
+        self.0.get(name).map(CircuitBreaker::over)
+    }
+
+    /// The names of all breakers, sorted.
+    fn names(&self) -> Vec<String> {
+        self.0
+            .all()
+            .iter()
+            .map(|breaker| breaker.name().to_string())
+            .collect()
+    }
+}
+
+/// How long the calls of one breaker took.
+#[derive(Default)]
+struct Durations {
+    calls: AtomicU64,
+    nanos: AtomicU64,
+}
+
+/// One circuit breaker.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct CircuitBreaker {
+    breaker: Breaker,
+    durations: Arc<Durations>,
+}
+
+impl CircuitBreaker {
+    fn over(breaker: Breaker) -> Self {
+        Self {
+            breaker,
+            durations: Arc::default(),
+        }
+    }
+}
+
+#[pymethods]
+impl CircuitBreaker {
+    #[new]
+    fn new(name: &str, settings: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let breaker = Breaker::new(name, read_config(settings)?);
+        breaker
+            .map(Self::over)
+            .map_err(|error| config::raise(settings.py(), &error, None))
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        self.breaker.name()
+    }
+
+    /// The state's word.
+    fn state(&self) -> &'static str {
+        self.breaker.state().as_str()
+    }
+
+    /// The settings that Rust knows, by field.
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        config_to_dict(py, &self.breaker.config())
+    }
+
+    /// Leave to make one call; raises CircuitBreakerError if there is none.
+    fn acquire(&self, py: Python<'_>) -> PyResult<CircuitBreakerPermit> {
+        match self.breaker.try_acquire_owned() {
+            Ok(permit) => Ok(CircuitBreakerPermit {
+                permit: Mutex::new(Some(permit)),
+                durations: Arc::clone(&self.durations),
+                generation: runtime::generation(),
+            }),
+            Err(rejected) => Err(raise_rejected(py, &rejected)),
+        }
+    }
+
+    /// What the breaker has counted, by name.
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let seen = self.breaker.snapshot();
+        let share = |part: u32| f64::from(part) / f64::from(seen.window_calls.max(1));
+        let timed = self.durations.calls.load(Ordering::Relaxed);
+        let spent = Duration::from_nanos(self.durations.nanos.load(Ordering::Relaxed));
+        let dict = PyDict::new(py);
+        dict.set_item("state", seen.state.as_str())?;
+        dict.set_item("forced", seen.forced)?;
+        dict.set_item("cause", seen.cause.map(|cause| cause.as_str()))?;
+        dict.set_item(
+            "retry_after",
+            seen.retry_after.map(|wait| wait.as_secs_f64()),
+        )?;
+        dict.set_item("total_calls", seen.calls)?;
+        dict.set_item("successful_calls", seen.calls.saturating_sub(seen.failures))?;
+        dict.set_item("failed_calls", seen.failures)?;
+        dict.set_item("rejected_calls", seen.rejections)?;
+        dict.set_item("slow_calls", seen.slow_calls)?;
+        dict.set_item("openings", seen.openings)?;
+        dict.set_item("error_rate", share(seen.window_failures))?;
+        dict.set_item("slow_call_rate", share(seen.window_slow))?;
+        dict.set_item(
+            "avg_call_duration",
+            spent.as_secs_f64() / timed.max(1) as f64,
+        )?;
+        dict.set_item("consecutive_failures", seen.consecutive_failures)?;
+        dict.set_item("consecutive_successes", seen.probe_successes)?;
+        dict.set_item("would_open", seen.would_open.map(|cause| cause.as_str()))?;
+        let transitions = PyList::empty(py);
+        let now = Utc::now();
+        for (transition, ago) in self.breaker.transitions() {
+            let at = chrono::Duration::from_std(ago)
+                .ok()
+                .and_then(|ago| now.checked_sub_signed(ago));
+            let item = PyDict::new(py);
+            item.set_item("from", transition.from.as_str())?;
+            item.set_item("to", transition.to.as_str())?;
+            item.set_item("timestamp", at.map(|at| at.to_rfc3339()))?;
+            item.set_item("reason", transition.cause.as_str())?;
+            transitions.append(item)?;
+        }
+        dict.set_item("state_transitions", transitions)?;
+        Ok(dict)
+    }
+
+    fn record_success(&self) {
+        self.breaker.record_success();
+    }
+
+    fn record_failure(&self) {
+        self.breaker.record_failure();
+    }
+
+    fn force_open(&self) {
+        self.breaker.force_open();
+    }
+
+    fn force_close(&self) {
+        self.breaker.force_close();
+    }
+
+    fn reset(&self) {
+        self.breaker.reset();
+        self.durations.calls.store(0, Ordering::Relaxed);
+        self.durations.nanos.store(0, Ordering::Relaxed);
+    }
+
+    fn disable(&self) {
+        self.breaker.disable();
+    }
+
+    fn metrics_only(&self) {
+        self.breaker.metrics_only();
+    }
+
+    fn enable(&self) {
+        self.breaker.enable();
+    }
+
+    fn reconfigure(&self, settings: &Bound<'_, PyAny>) -> PyResult<()> {
+        let changed = self.breaker.reconfigure(read_config(settings)?);
+        changed.map_err(|error| config::raise(settings.py(), &error, None))
+    }
+
+    /// Has `callback(from, to)` called on the courier's thread at each transition; it must be quick.
+    fn listen(&self, callback: Py<PyAny>) {
+        let mut events = self.breaker.subscribe();
+        let callback = Carried::new(callback);
+        runtime::handle().spawn(async move {
+            let callback = Arc::new(callback);
+            loop {
+                if let EventKind::Transition(transition) = events.recv().await.kind {
+                    let callback = Arc::clone(&callback);
+                    deliver(move |py| {
+                        let (from, to) = (transition.from.as_str(), transition.to.as_str());
+                        if let Err(error) = callback.get().call1(py, (from, to)) {
+                            error.write_unraisable(py, None);
+                        }
+                    });
+                }
+            }
+        });
+    }
+
+    /// In a forked child: frees the slots of probes whose callers are the parent's.
+    fn forget_calls_in_flight(&self) {
+        self.breaker.abandon_probes();
+    }
+}
+
+/// Leave to make one call. Collected by Python without a verdict, the call counts as cancelled.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct CircuitBreakerPermit {
+    permit: Mutex<Option<OwnedPermit>>,
+    durations: Arc<Durations>,
+    generation: u64,
+}
+
+impl CircuitBreakerPermit {
+    fn held(&self) -> MutexGuard<'_, Option<OwnedPermit>> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn record(&self, outcome: Outcome) {
+        let Some(permit) = self.held().take() else {
+            return;
+        };
+        if self.generation != runtime::generation() {
+            // Taken before a fork: the verdict belongs to the parent.
+            std::mem::forget(permit);
+            return;
+        }
+        if let Some(ran) = permit.record(outcome) {
+            self.durations.calls.fetch_add(1, Ordering::Relaxed);
+            self.durations
+                .nanos
+                .fetch_add(nanos(ran), Ordering::Relaxed);
+        }
+    }
+}
+
+#[pymethods]
+impl CircuitBreakerPermit {
+    /// The call succeeded.
+    fn success(&self) {
+        self.record(Outcome::Success);
+    }
+
+    /// The call failed.
+    fn failure(&self) {
+        self.record(Outcome::Failure);
+    }
+
+    /// The call says nothing about the dependency.
+    fn ignore(&self) {
+        self.record(Outcome::Ignored);
+    }
+
+    /// The caller gave up.
+    fn cancel(&self) {
+        self.record(Outcome::Cancelled);
+    }
+
+    /// Stops the call's clock.
+    fn pause(&self) {
+        if let Some(permit) = self.held().as_mut() {
+            permit.pause();
+        }
+    }
+
+    /// Lets the call's clock go on.
+    fn resume(&self) {
+        if let Some(permit) = self.held().as_mut() {
+            permit.resume();
+        }
+    }
+}
+
+impl Drop for CircuitBreakerPermit {
+    fn drop(&mut self) {
+        self.record(Outcome::Cancelled);
+    }
+}
+
+fn raise_rejected(py: Python<'_>, rejected: &Rejected) -> PyErr {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let class = CLASS.import(
+        py,
+        "kailash.core.resilience.circuit_breaker",
+        "CircuitBreakerError",
+    );
+    let parts = (
+        rejected.to_string(),
+        &*rejected.name,
+        rejected.state.as_str(),
+        rejected.retry_after.map(|wait| wait.as_secs_f64()),
+        rejected.cause.as_str(),
+        rejected.forced,
+    );
+    let exception = class.and_then(|class| class.call1(parts));
+    exception.map_or_else(|failed| failed, PyErr::from_value)
+}
+
+fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<Config> {
+    let build = |settings: &Settings<'_, '_>| {
+        Ok(Config {
+            failure_threshold: settings.whole("failure_threshold")?,
+            success_threshold: settings.whole("success_threshold")?,
+            recovery_timeout: settings.seconds("recovery_timeout")?,
+            max_recovery_timeout: settings.seconds("max_recovery_timeout")?,
+            half_open_requests: settings.whole("half_open_requests")?,
+            error_rate_threshold: settings.optional_number("error_rate_threshold")?,
+            window_size: settings.whole("window_size")?,
+            min_calls_before_evaluation: settings.whole("min_calls_before_evaluation")?,
+            slow_call_threshold: settings.optional_seconds("slow_call_threshold")?,
+            slow_call_rate_threshold: settings.optional_number("slow_call_rate_threshold")?,
+            max_wait_duration_in_half_open: settings.seconds("max_wait_duration_in_half_open")?,
+            exponential_backoff_multiplier: settings.number("exponential_backoff_multiplier")?,
+            jitter_enabled: settings.flag("jitter_enabled")?,
+            max_jitter_percentage: settings.number("max_jitter_percentage")?,
+            cancelled_counts_after: settings.optional_seconds("cancelled_counts_after")?,
+        })
+    };
+    config::read(settings, build, Config::validate)
+}
+
+fn config_to_dict<'py>(py: Python<'py>, config: &Config) -> PyResult<Bound<'py, PyDict>> {
+    let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
+    let dict = PyDict::new(py);
+    dict.set_item("failure_threshold", config.failure_threshold)?;
+    dict.set_item("success_threshold", config.success_threshold)?;
+    dict.set_item("recovery_timeout", config.recovery_timeout.as_secs_f64())?;
+    dict.set_item(
+        "max_recovery_timeout",
+        config.max_recovery_timeout.as_secs_f64(),
+    )?;
+    dict.set_item("half_open_requests", config.half_open_requests)?;
+    dict.set_item("error_rate_threshold", config.error_rate_threshold)?;
+    dict.set_item("window_size", config.window_size)?;
+    dict.set_item(
+        "min_calls_before_evaluation",
+        config.min_calls_before_evaluation,
+    )?;
+    dict.set_item("slow_call_threshold", seconds(config.slow_call_threshold))?;
+    dict.set_item("slow_call_rate_threshold", config.slow_call_rate_threshold)?;
+    let lease = config.max_wait_duration_in_half_open.as_secs_f64();
+    dict.set_item("max_wait_duration_in_half_open", lease)?;
+    dict.set_item(
+        "exponential_backoff_multiplier",
+        config.exponential_backoff_multiplier,
+    )?;
+    dict.set_item("jitter_enabled", config.jitter_enabled)?;
+    dict.set_item("max_jitter_percentage", config.max_jitter_percentage)?;
+    dict.set_item(
+        "cancelled_counts_after",
+        seconds(config.cancelled_counts_after),
+    )?;
+    Ok(dict)
+}
+
+/// Checks the settings of a circuit breaker.
+#[pyfunction]
+pub(crate) fn check_circuit_breaker_config(settings: &Bound<'_, PyAny>) -> PyResult<()> {
+    read_config(settings).map(drop)
+}

@@ -1,0 +1,137 @@
+"""Functions of users that are told news: each on its own, so that none can harm the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any
+from weakref import WeakSet
+
+from kailash._loops import library_loop
+from kailash._process import at_exit, in_forked_child
+
+__all__ = ["Callback", "Done"]
+
+_logger = logging.getLogger("kailash")
+
+_MOST_PENDING = 1_000
+_PATIENCE = 1.0
+
+_every: WeakSet[Callback] = WeakSet()
+
+
+class Done:
+    """What is done already, for those who write `await` before it."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+class Callback:
+    """Calls a function with each piece of news, in order, without ever making the teller wait.
+
+    A plain function runs on a thread of its own, an async one on the loop that ran when it was
+    registered, or on the library's once that has ended. What it raises is logged. When a thousand
+    pieces wait, further ones are dropped and the log says so.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        if not callable(function):
+            raise TypeError(f"a {what} is a function, not {function!r}")
+        self._function = function
+        self._what = what
+        self._context = contextvars.copy_context()
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if self._is_async:
+            try:
+                self._loop = asyncio.get_running_loop()
+            except RuntimeError:
+                pass  # registered outside of any loop: the library's will do
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._forget_thread()
+        _every.add(self)
+
+    def _forget_thread(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: deque[tuple[Any, ...]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, *news: Any) -> None:
+        if self._is_async:
+            self._tell_loop(news)
+        else:
+            self._tell_thread(news)
+
+    def _tell_loop(self, news: tuple[Any, ...]) -> None:
+        loop = self._loop
+        if loop is not None and loop.is_running():
+            try:
+                loop.call_soon_threadsafe(self._begin, loop, news)
+                return
+            except RuntimeError:
+                pass  # it ended meanwhile
+        loop = library_loop()
+        loop.call_soon_threadsafe(self._begin, loop, news)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, news: tuple[Any, ...]) -> None:
+        task = loop.create_task(self._call_async(news), context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call_async(self, news: tuple[Any, ...]) -> None:
+        try:
+            await self._function(*news)
+        except Exception:
+            _logger.exception("%s %r failed", self._what, self._function)
+
+    def _tell_thread(self, news: tuple[Any, ...]) -> None:
+        with self._lock:
+            if len(self._pending) >= _MOST_PENDING:
+                _logger.error("%s %r is too slow: news dropped", self._what, self._function)
+                return
+            self._pending.append(news)
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(
+                target=self._drain, name=f"kailash-{self._what.replace(' ', '-')}", daemon=True
+            )
+            self._thread.start()
+
+    def _drain(self) -> None:
+        while True:
+            with self._lock:
+                if not self._pending:
+                    self._thread = None
+                    return
+                news = self._pending.popleft()
+            try:
+                self._context.run(self._function, *news)
+            except BaseException:
+                _logger.exception("%s %r failed", self._what, self._function)
+
+    def join(self, timeout: float) -> None:
+        """Waits until what was told so far has been worked off."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+
+@in_forked_child
+def _forget_threads() -> None:
+    for callback in tuple(_every):
+        callback._forget_thread()
+
+
+@at_exit
+def _finish() -> None:
+    for callback in tuple(_every):
+        callback.join(_PATIENCE)

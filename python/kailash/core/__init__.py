@@ -1,0 +1,1 @@
+"""Circuit breakers, bulkhead partitions and health monitoring."""

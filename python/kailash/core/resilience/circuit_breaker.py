@@ -1,0 +1,757 @@
+"""Circuit breakers: stop calling a dependency that fails, and find out gently when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Sequence,
+)
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
+from weakref import WeakSet
+
+from kailash import _native
+from kailash._process import in_forked_child
+from kailash._callbacks import Callback, Done
+from kailash.core.resilience.config import ConfigError, ConfigTypeError
+from kailash.core.resilience.rejection import RejectionError
+
+__all__ = [
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerError",
+    "CircuitBreakerManager",
+    "CircuitBreakerMetrics",
+    "CircuitState",
+    "ConfigError",
+    "ConfigTypeError",
+    "ConnectionCircuitBreaker",
+    "get_circuit_breaker",
+    "get_circuit_breaker_manager",
+]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class CircuitState(Enum):
+    """What a circuit breaker does with calls."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    DISABLED = "disabled"
+    METRICS_ONLY = "metrics_only"
+
+
+_STATES = {state.value: state for state in CircuitState}
+
+
+class CircuitBreakerError(RejectionError):
+    """A circuit breaker refused a call."""
+
+    # The parts are the exception's arguments, so that raising one runs no Python.
+
+    def __str__(self) -> str:
+        return str(self._part(0, ""))
+
+    @property
+    def name(self) -> str:
+        """The breaker's name."""
+        return str(self._part(1, ""))
+
+    @property
+    def state(self) -> CircuitState:
+        """OPEN, or HALF_OPEN when all probes are in flight."""
+        return _STATES[self._part(2, "open")]
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a call is worth trying; None where only another event decides."""
+        return cast("float | None", self._part(3, None))
+
+    @property
+    def cause(self) -> str | None:
+        """Why the breaker opened."""
+        return cast("str | None", self._part(4, None))
+
+    @property
+    def forced(self) -> bool:
+        """Whether someone told it to open."""
+        return bool(self._part(5, False))
+
+    def _part(self, index: int, default: Any) -> Any:
+        return self.args[index] if index < len(self.args) else default
+
+
+@dataclass(frozen=True)
+class CircuitBreakerConfig:
+    """The settings of a circuit breaker; durations in seconds, checked when it is made.
+
+    `excluded_exceptions` count neither as success nor as failure. `is_failure` is asked about each
+    result and each other exception, and answers whether it counts as a failure. `None` switches off
+    a rate, slow calls, or the counting of cancelled calls.
+    """
+
+    failure_threshold: int = 5
+    success_threshold: int = 3
+    recovery_timeout: float = 60.0
+    half_open_requests: int = 3
+    error_rate_threshold: float | None = 0.5
+    window_size: int = 100
+    excluded_exceptions: Sequence[type[BaseException]] = field(default_factory=list)
+    min_calls_before_evaluation: int = 10
+    slow_call_threshold: float | None = 5.0
+    slow_call_rate_threshold: float | None = 0.8
+    max_wait_duration_in_half_open: float = 60.0
+    exponential_backoff_multiplier: float = 2.0
+    jitter_enabled: bool = True
+    max_jitter_percentage: float = 0.1
+    max_recovery_timeout: float = 600.0
+    cancelled_counts_after: float | None = 1.0
+    is_failure: Callable[[Any], bool] | None = None
+
+    def __post_init__(self) -> None:
+        excluded = self.excluded_exceptions
+        allowed = "a list of exception classes"
+        if isinstance(excluded, type) or not isinstance(excluded, Sequence):
+            raise ConfigTypeError("excluded_exceptions", excluded, allowed)
+        for each in excluded:
+            if not (isinstance(each, type) and issubclass(each, BaseException)):
+                raise ConfigTypeError("excluded_exceptions", each, allowed)
+        # A copy: whoever owns the list may change it later.
+        object.__setattr__(self, "excluded_exceptions", list(excluded))
+        if self.is_failure is not None and not callable(self.is_failure):
+            raise ConfigTypeError("is_failure", self.is_failure, "a function or None")
+        _native.check_circuit_breaker_config(self)
+
+
+_FIELDS = tuple(each.name for each in fields(CircuitBreakerConfig))
+_PRESETS = {
+    "database": CircuitBreakerConfig(failure_threshold=5, recovery_timeout=60.0),
+    "api": CircuitBreakerConfig(failure_threshold=3, recovery_timeout=30.0),
+    "cache": CircuitBreakerConfig(failure_threshold=2, recovery_timeout=15.0),
+}
+
+
+@dataclass(frozen=True)
+class CircuitBreakerMetrics:
+    """What a circuit breaker has counted, at one moment; durations in seconds."""
+
+    total_calls: int = 0
+    successful_calls: int = 0
+    failed_calls: int = 0
+    rejected_calls: int = 0
+    slow_calls: int = 0
+    error_rate: float = 0.0
+    slow_call_rate: float = 0.0
+    avg_call_duration: float = 0.0
+    consecutive_failures: int = 0
+    consecutive_successes: int = 0
+
+    def get_error_rate(self) -> float:
+        """The share of failed calls in the window."""
+        return self.error_rate
+
+    def get_slow_call_rate(self) -> float:
+        """The share of slow calls in the window."""
+        return self.slow_call_rate
+
+
+_METRICS = tuple(each.name for each in fields(CircuitBreakerMetrics))
+
+# The blocks of `with breaker:` that the current task or thread is inside, the innermost first.
+_Block = tuple["CircuitBreaker", _native.CircuitBreakerPermit, Any]
+_blocks: ContextVar[_Block | None] = ContextVar("kailash_circuit_breaker_blocks", default=None)
+
+_every: WeakSet[CircuitBreaker] = WeakSet()
+
+Listener = Callable[[CircuitState, CircuitState, CircuitBreakerMetrics], object]
+
+
+class CircuitBreaker:
+    """A circuit breaker: a decorator, a context manager, and a handle to see and steer it.
+
+    As a decorator it takes functions, async functions, generators, async generators and methods,
+    and keeps their kind. `with` and `async with` guard a block. A call that it refuses raises
+    `CircuitBreakerError`. Any thread and any event loop may use it.
+    """
+
+    def __init__(
+        self, config: CircuitBreakerConfig | None = None, *, name: str = "circuit_breaker"
+    ) -> None:
+        config = _checked(config) or CircuitBreakerConfig()
+        self._adopt(_native.CircuitBreaker(name, config), config)
+
+    @classmethod
+    def _over(cls, native: _native.CircuitBreaker, config: CircuitBreakerConfig) -> CircuitBreaker:
+        breaker = cls.__new__(cls)
+        breaker._adopt(native, config)
+        return breaker
+
+    def _adopt(self, native: _native.CircuitBreaker, config: CircuitBreakerConfig) -> None:
+        self._native = native
+        self._acquire = native.acquire
+        self._listeners: list[tuple[Listener, Callback]] = []
+        self._configure(config)
+        _every.add(self)
+
+    def _configure(self, config: CircuitBreakerConfig) -> None:
+        self._config = config
+        self._neutral: tuple[type[BaseException], ...] = (
+            RejectionError,
+            *config.excluded_exceptions,
+        )
+        self._is_failure = config.is_failure
+
+    def __repr__(self) -> str:
+        return f"<CircuitBreaker {self.name!r} {self.state.value}>"
+
+    # -------------------------------------------------------------- to see it
+
+    @property
+    def name(self) -> str:
+        """The breaker's name."""
+        return self._native.name
+
+    @property
+    def config(self) -> CircuitBreakerConfig:
+        """The settings in force."""
+        return self._config
+
+    @property
+    def state(self) -> CircuitState:
+        """What it does with calls now; an open breaker whose wait is over reads HALF_OPEN."""
+        return _STATES[self._native.state()]
+
+    @property
+    def metrics(self) -> CircuitBreakerMetrics:
+        """What it has counted so far."""
+        counted = self._native.snapshot()
+        return CircuitBreakerMetrics(**{name: counted[name] for name in _METRICS})
+
+    @property
+    def success_count(self) -> int:
+        """How many calls succeeded."""
+        return self.metrics.successful_calls
+
+    @property
+    def failure_count(self) -> int:
+        """How many calls failed."""
+        return self.metrics.failed_calls
+
+    def get_status(self) -> dict[str, Any]:
+        """Everything about the breaker now, ready for JSON."""
+        counted = self._native.snapshot()
+        config: dict[str, Any] = {name: getattr(self._config, name) for name in _FIELDS}
+        config["excluded_exceptions"] = [
+            each.__qualname__ for each in self._config.excluded_exceptions
+        ]
+        config["is_failure"] = self._is_failure and repr(self._is_failure)
+        return {
+            "name": self.name,
+            "state": counted["state"],
+            "forced": counted["forced"],
+            "metrics": {name: counted[name] for name in _METRICS},
+            "config": config,
+            "time_until_recovery": counted["retry_after"],
+            "state_transitions": counted["state_transitions"],
+        }
+
+    def add_listener(self, listener: Listener) -> None:
+        """Has `listener(old_state, new_state, metrics)` told of each transition.
+
+        A plain function runs on a thread of its own, an async one on the loop that runs now, or on
+        the library's when none does. What it raises is logged; it never delays a call.
+        """
+        callback = Callback(listener, "circuit breaker listener")
+        if not self._listeners:
+            self._native.listen(self._tell)
+        self._listeners.append((listener, callback))
+
+    def remove_listener(self, listener: Listener) -> None:
+        """Ends what `add_listener` began; unknown listeners are ignored."""
+        for index, (known, _) in enumerate(self._listeners):
+            if known == listener:
+                del self._listeners[index]
+                return
+
+    def _tell(self, old: str, new: str) -> None:
+        metrics = self.metrics
+        for _, callback in tuple(self._listeners):
+            callback(_STATES[old], _STATES[new], metrics)
+
+    # -------------------------------------------------------------- to steer it
+
+    def record_success(self) -> Done:
+        """Counts a call that succeeded elsewhere."""
+        self._native.record_success()
+        return Done()
+
+    def record_failure(self) -> Done:
+        """Counts a call that failed elsewhere."""
+        self._native.record_failure()
+        return Done()
+
+    def force_open(self, reason: str = "told to") -> Done:
+        """Refuses every call until `force_close()` or `reset()`."""
+        del reason
+        self._native.force_open()
+        return Done()
+
+    def force_close(self, reason: str = "told to") -> Done:
+        """Closes the breaker, which goes on judging calls."""
+        del reason
+        self._native.force_close()
+        return Done()
+
+    def reset(self) -> Done:
+        """Closes the breaker and forgets what it has counted."""
+        self._native.reset()
+        return Done()
+
+    def disable(self) -> Done:
+        """Lets every call pass and counts none, until `enable()`."""
+        self._native.disable()
+        return Done()
+
+    def metrics_only(self) -> Done:
+        """Lets every call pass and counts them, until `enable()`."""
+        self._native.metrics_only()
+        return Done()
+
+    def enable(self) -> Done:
+        """Ends `disable()` and `metrics_only()`."""
+        self._native.enable()
+        return Done()
+
+    def reconfigure(self, config: CircuitBreakerConfig | None = None, **changes: Any) -> Done:
+        """Changes the settings at once, and keeps the state and what was counted."""
+        config = replace(_checked(config) or self._config, **changes)
+        self._native.reconfigure(config)
+        self._configure(config)
+        return Done()
+
+    # -------------------------------------------------------------- to call through it
+
+    def __call__(self, function: _F, /) -> _F:
+        """Guards a function, an async function, a generator, an async generator or a method."""
+        if isinstance(function, (staticmethod, classmethod)):
+            return cast(_F, type(function)(self(function.__func__)))
+        if not callable(function):
+            raise TypeError(f"a circuit breaker guards functions, not {function!r}")
+        if inspect.isasyncgenfunction(function):
+            return cast(_F, self._guard_async_generator(function))
+        if inspect.isgeneratorfunction(function):
+            return cast(_F, self._guard_generator(function))
+        if _is_async(function):
+            return cast(_F, self._guard_async(function))
+        return cast(_F, self._guard_sync(function))
+
+    def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Calls `function` once through the breaker; await the answer of an async one."""
+        return self(function)(*args, **kwargs)
+
+    def _guard_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        acquire, fail, succeed = self._acquire, self._fail, self._succeed
+
+        @functools.wraps(function)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            permit = acquire()
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                fail(permit, error)
+                raise
+            if self._is_failure is None:
+                permit.success()
+            else:
+                succeed(permit, result)
+            return result
+
+        return guarded
+
+    def _guard_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        acquire, fail, succeed = self._acquire, self._fail, self._succeed
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            permit = acquire()
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                fail(permit, error)
+                raise
+            if hasattr(result, "__await__"):
+                return self._judge_at_its_end(permit, result)
+            if self._is_failure is None:
+                permit.success()
+            else:
+                succeed(permit, result)
+            return result
+
+        return guarded
+
+    def _guard_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            permit = self._acquire()
+            try:
+                generator = function(*args, **kwargs)
+                item = next(generator)
+                while True:
+                    permit.pause()
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        permit.ignore()
+                        generator.close()
+                        raise
+                    except BaseException as error:
+                        permit.resume()
+                        item = generator.throw(error)
+                    else:
+                        permit.resume()
+                        item = generator.send(sent)
+            except StopIteration as end:
+                self._succeed(permit, end.value)
+                return end.value
+            except BaseException as error:
+                self._fail(permit, error)
+                raise
+
+        return guarded
+
+    def _guard_async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            permit = self._acquire()
+            try:
+                generator = function(*args, **kwargs)
+                item = await generator.__anext__()
+                while True:
+                    permit.pause()
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        permit.ignore()
+                        await generator.aclose()
+                        raise
+                    except BaseException as error:
+                        permit.resume()
+                        item = await generator.athrow(error)
+                    else:
+                        permit.resume()
+                        item = await generator.asend(sent)
+            except StopAsyncIteration:
+                self._succeed(permit, None)
+            except BaseException as error:
+                self._fail(permit, error)
+                raise
+
+        return guarded
+
+    def _judge_at_its_end(self, permit: _native.CircuitBreakerPermit, awaitable: Any) -> Any:
+        if inspect.iscoroutine(awaitable):
+            return self._judged(permit, awaitable)
+        if isinstance(awaitable, asyncio.Future):
+
+            def settle(future: asyncio.Future[Any]) -> None:
+                if future.cancelled():
+                    permit.cancel()
+                elif (error := future.exception()) is not None:
+                    self._fail(permit, error)
+                else:
+                    self._succeed(permit, future.result())
+
+            awaitable.add_done_callback(settle)
+            return awaitable
+        return _Judged(self, permit, awaitable)
+
+    async def _judged(self, permit: _native.CircuitBreakerPermit, awaitable: Awaitable[Any]) -> Any:
+        try:
+            result = await awaitable
+        except BaseException as error:
+            self._fail(permit, error)
+            raise
+        self._succeed(permit, result)
+        return result
+
+    def _succeed(self, permit: _native.CircuitBreakerPermit, result: object) -> None:
+        is_failure = self._is_failure
+        if is_failure is None:
+            permit.success()
+            return
+        self._decide(permit, is_failure, result)
+
+    def _fail(self, permit: _native.CircuitBreakerPermit, error: BaseException) -> None:
+        is_failure = self._is_failure
+        if not isinstance(error, Exception):
+            permit.cancel()
+        elif isinstance(error, self._neutral):
+            permit.ignore()
+        elif is_failure is None:
+            permit.failure()
+        else:
+            self._decide(permit, is_failure, error)
+
+    def _decide(
+        self,
+        permit: _native.CircuitBreakerPermit,
+        is_failure: Callable[[Any], bool],
+        outcome: object,
+    ) -> None:
+        try:
+            failed = is_failure(outcome)
+        except BaseException:
+            permit.failure()
+            raise
+        if failed:
+            permit.failure()
+        else:
+            permit.success()
+
+    # -------------------------------------------------------------- to guard a block
+
+    def __enter__(self) -> CircuitBreaker:
+        _blocks.set((self, self._acquire(), _blocks.get()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        permit = self._leave()
+        if permit is None:
+            return
+        if error is None:
+            permit.success()
+        else:
+            self._fail(permit, error)
+
+    async def __aenter__(self) -> CircuitBreaker:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _leave(self) -> _native.CircuitBreakerPermit | None:
+        """Takes this breaker's innermost block off the stack.
+
+        A block that is left in another context than it was entered in (an async generator that
+        another task closes) is not there: its permit counts as cancelled once its context is gone.
+        """
+        passed: list[_Block] = []
+        block = _blocks.get()
+        while block is not None and block[0] is not self:
+            passed.append(block)
+            block = block[2]
+        if block is None:
+            return None
+        rest = block[2]
+        for breaker, permit, _ in reversed(passed):
+            rest = (breaker, permit, rest)
+        _blocks.set(rest)
+        return block[1]
+
+
+ConnectionCircuitBreaker = CircuitBreaker
+
+
+class _Judged:
+    """An awaitable whose end is judged, and which otherwise is what it was."""
+
+    def __init__(
+        self, breaker: CircuitBreaker, permit: _native.CircuitBreakerPermit, awaitable: Any
+    ) -> None:
+        self._judged_breaker = breaker
+        self._judged_permit = permit
+        self._judged_awaitable = awaitable
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        breaker, permit = self._judged_breaker, self._judged_permit
+        return breaker._judged(permit, self._judged_awaitable).__await__()
+
+    async def __aenter__(self) -> Any:
+        breaker, permit = self._judged_breaker, self._judged_permit
+        return await breaker._judged(permit, self._judged_awaitable.__aenter__())
+
+    def __aexit__(self, *error: Any) -> Any:
+        return self._judged_awaitable.__aexit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._judged_awaitable, name)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def _checked(config: CircuitBreakerConfig | None) -> CircuitBreakerConfig | None:
+    if config is not None and not isinstance(config, CircuitBreakerConfig):
+        raise ConfigTypeError("config", config, "a CircuitBreakerConfig")
+    return config
+
+
+class CircuitBreakerManager:
+    """Circuit breakers by name: the same name gives the same breaker."""
+
+    def __init__(self) -> None:
+        self._native = _native.CircuitBreakerManager()
+        self._breakers: dict[str, CircuitBreaker] = {}
+        self._callbacks: list[Listener] = []
+        self._default = CircuitBreakerConfig()
+
+    def get_or_create(
+        self, name: str, config: CircuitBreakerConfig | None = None
+    ) -> CircuitBreaker:
+        """The breaker of this name, made with `config` if there is none yet.
+
+        Raises ValueError if it exists with other settings.
+        """
+        known = self.get_circuit_breaker(name)
+        if known is None:
+            wanted = _checked(config) or self._default
+            made = CircuitBreaker._over(self._native.get_or_create(name, wanted), wanted)
+            # Of two threads that come here at once, the second takes what the first has made.
+            known = self._breakers.setdefault(name, made)
+            if known is made:
+                for callback in self._callbacks:
+                    known.add_listener(callback)
+                return known
+        if config is not None and known.config != _checked(config):
+            raise ValueError(_differences(name, known.config, config))
+        return known
+
+    def create_circuit_breaker(
+        self,
+        name: str,
+        config: CircuitBreakerConfig | None = None,
+        pattern: str | None = None,
+    ) -> CircuitBreaker:
+        """Like `get_or_create`, with the settings of a pattern: database, api or cache."""
+        if config is None and pattern is not None:
+            if pattern not in _PRESETS:
+                raise ConfigError("pattern", pattern, " or ".join(_PRESETS))
+            config = _PRESETS[pattern]
+        return self.get_or_create(name, config)
+
+    def get_circuit_breaker(self, name: str) -> CircuitBreaker | None:
+        """The breaker of this name, if there is one."""
+        known = self._breakers.get(name)
+        if known is None and (native := self._native.get(name)) is not None:
+            config = CircuitBreakerConfig(**native.config())
+            known = self._breakers.setdefault(name, CircuitBreaker._over(native, config))
+        return known
+
+    async def execute_with_circuit_breaker(
+        self,
+        name: str,
+        func: Callable[[], Any],
+        fallback: Callable[[], Any] | None = None,
+    ) -> Any:
+        """Calls `func` through the breaker of this name, and `fallback` instead if it refuses."""
+        try:
+            return await _result(self.get_or_create(name).call(func))
+        except CircuitBreakerError:
+            if fallback is None:
+                raise
+            return await _result(fallback())
+
+    def get_all_status(self) -> dict[str, dict[str, Any]]:
+        """The status of each breaker by its name."""
+        found = ((name, self.get_circuit_breaker(name)) for name in self._native.names())
+        return {name: breaker.get_status() for name, breaker in found if breaker is not None}
+
+    def get_all_circuit_states(self) -> dict[str, dict[str, Any]]:
+        """The same as `get_all_status`."""
+        return self.get_all_status()
+
+    def force_open_circuit_breaker(self, name: str) -> bool:
+        """Forces the breaker of this name open; False if there is none."""
+        if (breaker := self.get_circuit_breaker(name)) is None:
+            return False
+        breaker.force_open()
+        return True
+
+    def reset_circuit_breaker(self, name: str) -> bool:
+        """Resets the breaker of this name; False if there is none."""
+        if (breaker := self.get_circuit_breaker(name)) is None:
+            return False
+        breaker.reset()
+        return True
+
+    def reset_all(self) -> Done:
+        """Resets every breaker."""
+        for name in self._native.names():
+            self.reset_circuit_breaker(name)
+        return Done()
+
+    def set_default_config(self, config: CircuitBreakerConfig) -> None:
+        """Changes the settings of breakers that are made from now on without any."""
+        self._default = _checked(config) or CircuitBreakerConfig()
+
+    def add_global_callback(self, callback: Listener) -> None:
+        """Has `callback` told of each transition of every breaker, also of those made later."""
+        self._callbacks.append(callback)
+        for breaker in tuple(self._breakers.values()):
+            breaker.add_listener(callback)
+
+
+async def _result(outcome: Any) -> Any:
+    return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+def _differences(name: str, known: CircuitBreakerConfig, wanted: CircuitBreakerConfig) -> str:
+    differing = [each for each in _FIELDS if getattr(known, each) != getattr(wanted, each)]
+    old, new = (
+        ", ".join(f"{each}={getattr(config, each)!r}" for each in differing)
+        for config in (known, wanted)
+    )
+    return f"circuit breaker {name!r} exists with {old}, not {new}; reconfigure() changes it"
+
+
+_manager = CircuitBreakerManager()
+
+
+def get_circuit_breaker_manager() -> CircuitBreakerManager:
+    """The circuit breakers of this process, which workflows use too."""
+    return _manager
+
+
+def get_circuit_breaker(
+    name: str, config: CircuitBreakerConfig | None = None, **settings: Any
+) -> CircuitBreaker:
+    """The process's breaker of this name, made with these settings if there is none yet.
+
+    Without settings, or with equal ones, it is the one that exists. Raises ValueError for others:
+    `breaker.reconfigure()` changes them.
+    """
+    if settings:
+        config = replace(_checked(config) or CircuitBreakerConfig(), **settings)
+    return _manager.get_or_create(name, config)
+
+
+@in_forked_child
+def _forget_calls_in_flight() -> None:
+    for breaker in tuple(_every):
+        breaker._native.forget_calls_in_flight()

@@ -1,0 +1,34 @@
+"""What is wrong with a configuration."""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "ConfigTypeError"]
+
+
+class ConfigError(ValueError):
+    """A configuration value that is not allowed.
+
+    `field` is its name, `value` what was given, `allowed` what is allowed instead.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(field, value, allowed)
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value!r} is not allowed, {self.allowed} is"
+
+
+class ConfigTypeError(TypeError):
+    """A configuration value of the wrong type, with `field`, `value` and `allowed`."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(field, value, allowed)
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value!r} is not allowed, {self.allowed} is"
