@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use kailash::bulkhead::{
-    Admission, Full, Manager, Partition, PartitionConfig, PartitionType, Permit, Priority, Waiting,
+    Admission, Full, Manager, OwnedPermit, Partition, PartitionConfig, PartitionType, Priority,
+    Waiting,
 };
 use kailash_core::time::nanos;
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
@@ -131,7 +132,7 @@ impl BulkheadPartition {
         self.counts.clear();
     }
 
-    fn permit(&self, permit: Permit) -> BulkheadPermit {
+    fn permit(&self, permit: OwnedPermit) -> BulkheadPermit {
         BulkheadPermit {
             permit: Mutex::new(Some(permit)),
             counts: Arc::clone(&self.counts),
@@ -171,13 +172,13 @@ impl BulkheadPartition {
     /// Takes a free slot, if there is one and nobody waits for it.
     fn take(&self) -> Option<BulkheadPermit> {
         let inner = self.inner.load();
-        let occupied = inner.try_acquire().ok();
+        let occupied = inner.try_acquire_owned().ok();
         occupied.map(|permit| self.permit(permit))
     }
 
     /// Takes a free slot, or says why there is none.
     fn acquire(&self, py: Python<'_>) -> PyResult<BulkheadPermit> {
-        let taken = self.inner.load().try_acquire();
+        let taken = self.inner.load().try_acquire_owned();
         taken
             .map(|permit| self.permit(permit))
             .map_err(|full| raise_full(py, &full))
@@ -265,7 +266,7 @@ impl BulkheadPartition {
 /// A slot; collected by Python, it is given back.
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct BulkheadPermit {
-    permit: Mutex<Option<Permit>>,
+    permit: Mutex<Option<OwnedPermit>>,
     counts: Arc<Counts>,
     began: Instant,
     generation: u64,

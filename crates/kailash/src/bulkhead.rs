@@ -26,6 +26,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,7 +107,14 @@ pub struct Admission {
 
 /// A slot of a partition; dropping it gives it back, to the next waiter if there is one.
 #[must_use = "a permit that is dropped at once holds nothing"]
-pub struct Permit(Partition);
+pub struct Permit<'a>(&'a Partition);
+
+/// A [`Permit`] that lives as long as one likes.
+#[must_use = "a permit that is dropped at once holds nothing"]
+pub struct OwnedPermit {
+    // `None` once another permit stands for the slot.
+    partition: Option<Partition>,
+}
 
 /// What a partition is doing and has done so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,11 +257,19 @@ impl Partition {
     /// # Errors
     /// When no slot is free or somebody waits for one, or the partition is closed.
     #[inline]
-    pub fn try_acquire(&self) -> Result<Permit, Full> {
+    pub fn try_acquire(&self) -> Result<Permit<'_>, Full> {
         match self.0.slots.try_acquire() {
-            Ok(()) => Ok(Permit(self.clone())),
+            Ok(()) => Ok(Permit(self)),
             Err(occupancy) => Err(self.0.refuse(occupancy, Reason::Busy)),
         }
+    }
+
+    /// As [`Partition::try_acquire`], with a permit that borrows nothing.
+    ///
+    /// # Errors
+    /// As [`Partition::try_acquire`].
+    pub fn try_acquire_owned(&self) -> Result<OwnedPermit, Full> {
+        self.try_acquire().map(Permit::into_owned)
     }
 
     /// Takes a slot as soon as there is one, for a call with the partition's priority and timeout.
@@ -263,7 +279,7 @@ impl Partition {
     /// # Errors
     /// When the queue is full, the timeout passes, a more urgent call takes the place in the queue, or
     /// the partition closes.
-    pub async fn acquire(&self) -> Result<Permit, Full> {
+    pub async fn acquire(&self) -> Result<Permit<'_>, Full> {
         self.acquire_with(Admission::default()).await
     }
 
@@ -273,8 +289,8 @@ impl Partition {
     ///
     /// # Errors
     /// As [`Partition::acquire`]; with a timeout of zero, whenever no slot is free.
-    pub async fn acquire_with(&self, admission: Admission) -> Result<Permit, Full> {
-        if let Some(permit) = self.0.take_free(self) {
+    pub async fn acquire_with(&self, admission: Admission) -> Result<Permit<'_>, Full> {
+        if let Some(permit) = self.take_free() {
             return Ok(permit);
         }
         self.acquire_by(admission, self.deadline(admission)).await
@@ -289,11 +305,11 @@ impl Partition {
     /// free.
     pub fn enqueue(&self, admission: Admission) -> Result<Waiting, Full> {
         let inner = &self.0;
-        if let Some(permit) = inner.take_free(self) {
-            return Ok(Waiting::ready(permit));
+        if let Some(permit) = self.take_free() {
+            return Ok(Waiting::ready(permit.into_owned()));
         }
         if admission.timeout == Some(Duration::ZERO) {
-            return self.try_acquire().map(Waiting::ready);
+            return self.try_acquire_owned().map(Waiting::ready);
         }
         let settings = inner.settings.load();
         let priority = admission.priority.unwrap_or(settings.priority);
@@ -310,7 +326,7 @@ impl Partition {
         let waiter = Arc::new(Waiter::default());
         let entry = queue.enter(&inner.slots, priority, now, deadline, Arc::clone(&waiter));
         match entry {
-            Entry::Started => Ok(Waiting::ready(Permit(self.clone()))),
+            Entry::Started => Ok(Waiting::ready(Permit(self).into_owned())),
             Entry::Refused(occupancy) => {
                 drop(queue);
                 Err(inner.refuse(occupancy, settings.refusal()))
@@ -396,6 +412,7 @@ impl Partition {
         let deadline = self.deadline(admission);
         let permit = self.acquire_by(admission, deadline).await?;
         let (tell, told) = oneshot::channel();
+        let permit = permit.into_owned();
         let job = permit.spawn_blocking(work, |outcome| drop(tell.send(outcome)))?;
         let outcome = match deadline {
             None => told.await,
@@ -534,15 +551,24 @@ impl Partition {
         &self,
         admission: Admission,
         deadline: Option<(Instant, Duration)>,
-    ) -> Result<Permit, Full> {
-        let mut waiting = self.enqueue(admission)?;
-        match deadline {
-            None => waiting.await,
-            Some((deadline, _)) => match tokio::time::timeout_at(deadline, &mut waiting).await {
-                Ok(result) => result,
-                Err(_) => Err(waiting.expire()),
-            },
+    ) -> Result<Permit<'_>, Full> {
+        if let Some(permit) = self.take_free() {
+            return Ok(permit);
         }
+        let mut waiting = self.enqueue(admission)?;
+        let permit = match deadline {
+            None => waiting.await?,
+            Some((deadline, _)) => match tokio::time::timeout_at(deadline, &mut waiting).await {
+                Ok(result) => result?,
+                Err(_) => return Err(waiting.expire()),
+            },
+        };
+        Ok(permit.lend(self))
+    }
+
+    #[inline]
+    fn take_free(&self) -> Option<Permit<'_>> {
+        self.0.slots.try_acquire().ok().map(|()| Permit(self))
     }
 }
 
@@ -555,7 +581,30 @@ impl fmt::Debug for Partition {
     }
 }
 
-impl Permit {
+impl Permit<'_> {
+    /// The same slot, held by a permit that borrows nothing.
+    pub fn into_owned(self) -> OwnedPermit {
+        let partition = Some(self.0.clone());
+        // The slot stays taken: the owned permit stands for it now.
+        mem::forget(self);
+        OwnedPermit { partition }
+    }
+}
+
+impl Drop for Permit<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.0.give_back();
+    }
+}
+
+impl fmt::Debug for Permit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Permit").field(&self.0.name()).finish()
+    }
+}
+
+impl OwnedPermit {
     /// Runs a blocking function on one of the partition's threads, in this slot.
     ///
     /// Needs no runtime. The slot is given back when the function returns, then `done` is called on the
@@ -574,23 +623,31 @@ impl Permit {
     {
         Job::spawn(self, work, done)
     }
+
+    fn partition(&self) -> &Partition {
+        let partition = self.partition.as_ref();
+        partition.expect("only a permit that is gone holds no slot")
+    }
+
+    /// The same slot, held by a permit that borrows its partition.
+    fn lend(mut self, partition: &Partition) -> Permit<'_> {
+        self.partition = None;
+        Permit(partition)
+    }
 }
 
-impl Drop for Permit {
-    #[inline]
+impl Drop for OwnedPermit {
     fn drop(&mut self) {
-        let inner = &self.0.0;
-        match inner.slots.release() {
-            Released::Free => {}
-            Released::Last => inner.drained.notify_waiters(),
-            Released::Wanted => inner.pass_on(),
+        if let Some(partition) = &self.partition {
+            partition.0.give_back();
         }
     }
 }
 
-impl fmt::Debug for Permit {
+impl fmt::Debug for OwnedPermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Permit").field(&self.0.name()).finish()
+        let name = self.partition().name();
+        f.debug_tuple("OwnedPermit").field(&name).finish()
     }
 }
 
@@ -601,9 +658,12 @@ impl Inner {
     }
 
     #[inline]
-    fn take_free(&self, partition: &Partition) -> Option<Permit> {
-        let taken = self.slots.try_acquire();
-        taken.ok().map(|()| Permit(partition.clone()))
+    fn give_back(&self) {
+        match self.slots.release() {
+            Released::Free => {}
+            Released::Last => self.drained.notify_waiters(),
+            Released::Wanted => self.pass_on(),
+        }
     }
 
     #[cold]

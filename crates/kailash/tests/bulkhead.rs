@@ -438,7 +438,7 @@ async fn a_closed_partition_turns_all_away_and_lets_the_running_end() {
 #[tokio::test(start_paused = true)]
 async fn a_manager_shuts_all_partitions_down_within_one_deadline() {
     let partitions = Manager::with_defaults();
-    let _permit = partitions.get("api").unwrap().try_acquire().unwrap();
+    let _permit = partitions.get("api").unwrap().try_acquire_owned().unwrap();
     let begin = tokio::time::Instant::now();
     let report = partitions.shutdown(Duration::from_secs(2)).await;
     assert_eq!(begin.elapsed().as_secs(), 2);
@@ -708,6 +708,10 @@ async fn every_way_to_make_a_call_takes_one_slot_once() {
     };
     drop(partition.try_acquire().unwrap());
     took_one(&partition);
+    drop(partition.try_acquire_owned().unwrap());
+    took_one(&partition);
+    drop(partition.acquire().await.unwrap().into_owned());
+    took_one(&partition);
     drop(partition.acquire().await.unwrap());
     took_one(&partition);
     drop(partition.acquire_with(with_priority(2)).await.unwrap());
@@ -739,7 +743,7 @@ fn a_panic_in_the_end_of_a_job_frees_its_slot_once() {
             let _told = tell;
             panic!("on purpose");
         };
-        let permit = partition.try_acquire().unwrap();
+        let permit = partition.try_acquire_owned().unwrap();
         let job = permit.spawn_blocking(|| (), done).unwrap();
         eventually(|| partition.snapshot().active == 0);
         assert!(!job.cancel());
@@ -757,7 +761,7 @@ fn a_late_cancel_touches_no_other_work() {
     for number in 0..1_000 {
         let tell = tell.clone();
         let done = move |outcome: Result<u32, Panicked>| tell.send(outcome.unwrap()).unwrap();
-        let permit = partition.try_acquire().unwrap();
+        let permit = partition.try_acquire_owned().unwrap();
         let job = permit.spawn_blocking(move || number, done).unwrap();
         assert!(!earlier.take().is_some_and(Job::cancel));
         assert_eq!(told.recv_timeout(GENEROUS), Ok(number));
@@ -778,10 +782,10 @@ fn a_job_that_has_not_begun_can_be_cancelled_and_frees_its_slot() {
         let gate = gate.clone();
         move || gate.pass()
     };
-    let permit = partition.try_acquire().unwrap();
+    let permit = partition.try_acquire_owned().unwrap();
     let blocked = permit.spawn_blocking(blocker, drop).unwrap();
     let never = || panic!("it was cancelled");
-    let permit = partition.try_acquire().unwrap();
+    let permit = partition.try_acquire_owned().unwrap();
     let job = permit
         .spawn_blocking(never, |_| panic!("it was cancelled"))
         .unwrap();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::Span;
 
 use super::threads::Work;
-use super::{CURRENT, Full, Partition, Permit, Reason};
+use super::{CURRENT, Full, OwnedPermit, Partition, Reason};
 
 /// What a function panicked with, for `std::panic::resume_unwind`.
 pub type Panicked = Box<dyn Any + Send>;
@@ -26,20 +26,20 @@ struct Task<F, D> {
 }
 
 struct Parts<F, D> {
-    permit: Permit,
+    permit: OwnedPermit,
     span: Span,
     work: F,
     done: D,
 }
 
 impl Job {
-    pub(super) fn spawn<F, T, D>(permit: Permit, work: F, done: D) -> Result<Self, Full>
+    pub(super) fn spawn<F, T, D>(permit: OwnedPermit, work: F, done: D) -> Result<Self, Full>
     where
         F: FnOnce() -> T + Send + 'static,
         T: 'static,
         D: FnOnce(Result<T, Panicked>) + Send + 'static,
     {
-        let partition = permit.0.clone();
+        let partition = permit.partition().clone();
         let inner = &partition.0;
         let parts = Parts {
             permit,
@@ -106,7 +106,7 @@ where
             done,
         } = parts;
         let work = || span.in_scope(work);
-        let work = || CURRENT.sync_scope(permit.0.clone(), work);
+        let work = || CURRENT.sync_scope(permit.partition().clone(), work);
         let outcome = catch_unwind(AssertUnwindSafe(work));
         // The caller finds the slot free when it learns the outcome.
         drop(permit);

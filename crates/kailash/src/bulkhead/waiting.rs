@@ -12,7 +12,7 @@ use futures_util::task::AtomicWaker;
 use kailash_core::bulkhead::Ticket;
 use kailash_core::time::Timestamp;
 
-use super::{Full, Partition, Permit, Reason};
+use super::{Full, OwnedPermit, Partition, Permit, Reason};
 
 /// A place in a partition's queue: a future of a permit that needs no runtime and no timer.
 ///
@@ -23,7 +23,7 @@ use super::{Full, Partition, Permit, Reason};
 pub struct Waiting(Place);
 
 enum Place {
-    Ready(Option<Permit>),
+    Ready(Option<OwnedPermit>),
     Queued(Queued),
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Verdict {
 }
 
 impl Waiting {
-    pub(super) fn ready(permit: Permit) -> Self {
+    pub(super) fn ready(permit: OwnedPermit) -> Self {
         Self(Place::Ready(Some(permit)))
     }
 
@@ -93,7 +93,7 @@ impl Waiting {
         let partition = match &self.0 {
             Place::Ready(permit) => {
                 let permit = permit.as_ref().expect("expired after its end");
-                permit.0.clone()
+                permit.partition().clone()
             }
             Place::Queued(queued) => queued.partition.clone(),
         };
@@ -103,7 +103,7 @@ impl Waiting {
 }
 
 impl Future for Waiting {
-    type Output = Result<Permit, Full>;
+    type Output = Result<OwnedPermit, Full>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
@@ -117,7 +117,7 @@ impl Future for Waiting {
 }
 
 impl Queued {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Permit, Full>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<OwnedPermit, Full>> {
         assert!(!self.is_over, "polled after its end");
         self.waiter.waker.register(context.waker());
         let Some(verdict) = self.waiter.verdict() else {
@@ -126,7 +126,7 @@ impl Queued {
         self.is_over = true;
         let inner = &self.partition.0;
         Poll::Ready(match verdict {
-            Verdict::Start => Ok(Permit(self.partition.clone())),
+            Verdict::Start => Ok(Permit(&self.partition).into_owned()),
             Verdict::Expired => Err(inner.expire()),
             Verdict::Evicted => {
                 inner.evicted.fetch_add(1, Ordering::Relaxed);
@@ -146,7 +146,7 @@ impl Drop for Queued {
         let left = inner.queue().leave(&inner.slots, self.ticket);
         // The verdict is given under the lock that was just held: it stands.
         if left.is_none() && matches!(self.waiter.verdict(), Some(Verdict::Start)) {
-            drop(Permit(self.partition.clone()));
+            inner.give_back();
         }
     }
 }
