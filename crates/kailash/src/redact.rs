@@ -172,8 +172,7 @@ fn named_values(text: &str) -> Vec<Span> {
         let is_parameter = name > 0 && matches!(bytes[name - 1], b'?' | b'&');
         let name = before[name..].to_ascii_lowercase().replace('-', "_");
         let is_secret = SECRET_NAMES.iter().any(|secret| name.ends_with(secret))
-            || matches!(&*name, "auth" | "sig")
-            || (is_parameter && name == "key");
+            || (is_parameter && matches!(&*name, "auth" | "key" | "sig"));
         if !is_secret || text[separator..].starts_with("://") {
             continue;
         }
@@ -319,6 +318,7 @@ mod tests {
             "Access denied for user 'app'@'host' (using password: YES)",
             "key=orders:5 is missing",
             "basic auth is not allowed",
+            "auth: postgres://app@db/x refuses the user",
         ] {
             check(text, text);
         }

@@ -165,8 +165,14 @@ impl Http {
             None => self.new_client(run).await?,
         };
         let (client, answer) = match self.send(run, &client).await {
-            // A kept connection may have been closed while nobody looked.
-            Err(error) if is_kept && self.class(&error) == ErrorClass::Closed => {
+            // A kept connection may have been closed while nobody looked, with a last word or without.
+            Err(error)
+                if is_kept
+                    && matches!(
+                        self.class(&error),
+                        ErrorClass::Closed | ErrorClass::Mismatch
+                    ) =>
+            {
                 let client = self.new_client(run).await?;
                 let answer = self.send(run, &client).await;
                 (client, answer)
@@ -296,7 +302,8 @@ fn is_unparsable(error: &reqwest::Error) -> bool {
     let mut next = error.source();
     while let Some(error) = next {
         let text = error.to_string();
-        if text.contains("invalid HTTP") || text.contains("message head is too large") {
+        let words = ["invalid HTTP", "unexpected message", "head is too large"];
+        if words.iter().any(|word| text.contains(word)) {
             return true;
         }
         next = error.source();

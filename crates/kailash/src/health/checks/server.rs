@@ -4,6 +4,7 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::sleep;
@@ -94,6 +95,10 @@ pub(super) fn class_of(error: &(dyn Error + 'static)) -> Option<ErrorClass> {
 }
 
 fn inner_class(error: &(dyn Error + 'static)) -> Option<ErrorClass> {
+    // A shared error hides its type and hands on only its source.
+    if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+        return class_of(&**shared);
+    }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(io_class(error));
     }
