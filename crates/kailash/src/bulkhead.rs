@@ -242,6 +242,7 @@ impl Partition {
                 .settings
                 .store(Arc::new(Settings { config, priority }));
             while queue.take_for_waiter(&self.0.slots) {
+                // Never the last of a closed partition: that has no waiters.
                 self.0.hand_over(&mut queue, now, &mut started);
             }
         }
@@ -670,48 +671,46 @@ impl Inner {
     fn pass_on(&self) {
         let now = self.clock.now();
         let mut decided = Vec::new();
-        let mut queue = self.queue();
-        self.hand_over(&mut queue, now, &mut decided);
-        drop(queue);
+        let is_last = self.hand_over(&mut self.queue(), now, &mut decided);
         wake(decided);
+        if is_last {
+            self.drained.notify_waiters();
+        }
     }
 
     /// Passes a held slot on; those whose wait is over with it are to be woken without the lock.
+    /// Returns whether the slot is free and was the last of a closed partition.
     fn hand_over(
         &self,
         queue: &mut Queue<Arc<Waiter>>,
         now: Timestamp,
         decided: &mut Vec<Arc<Waiter>>,
-    ) {
+    ) -> bool {
         loop {
-            match queue.hand_over(&self.slots, now) {
-                HandOver::Start(waiter) => {
-                    waiter.decide(Verdict::Start);
-                    decided.push(waiter);
-                    return;
-                }
-                HandOver::Expired(waiter) => {
-                    waiter.decide(Verdict::Expired);
-                    decided.push(waiter);
-                }
-                HandOver::Free { last } => {
-                    if last {
-                        self.drained.notify_waiters();
-                    }
-                    return;
-                }
+            let (waiter, verdict) = match queue.hand_over(&self.slots, now) {
+                HandOver::Free { last } => return last,
+                HandOver::Start(waiter) => (waiter, Verdict::Start),
+                HandOver::Expired(waiter) => (waiter, Verdict::Expired),
+            };
+            waiter.decide(verdict);
+            decided.push(waiter);
+            if matches!(verdict, Verdict::Start) {
+                return false;
             }
         }
     }
 
     fn refuse(&self, occupancy: Occupancy, reason: Reason) -> Full {
         self.slots.count_refusal();
-        let is_closed = occupancy.is_closed;
+        let reason = match reason {
+            Reason::Busy | Reason::QueueFull if occupancy.is_closed => Reason::Closed,
+            reason => reason,
+        };
         Full {
             partition: Arc::clone(&self.name),
             active: occupancy.active,
             queued: occupancy.queued,
-            reason: if is_closed { Reason::Closed } else { reason },
+            reason,
         }
     }
 

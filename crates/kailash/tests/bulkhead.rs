@@ -825,3 +825,41 @@ fn a_long_queue_that_is_ready_at_once_needs_little_stack() {
 fn partition_on_threads(slots: u32) -> Partition {
     Partition::new(partition_config(slots, 0)).unwrap()
 }
+
+/// Uses its partition whenever it is woken.
+struct Reentrant(Partition, AtomicU32);
+
+impl std::task::Wake for Reentrant {
+    fn wake(self: Arc<Self>) {
+        let Self(partition, woken) = &*self;
+        woken.fetch_add(1, Ordering::SeqCst);
+        assert!(partition.snapshot().is_closed || partition.snapshot().active > 0);
+        drop(partition.enqueue(with_priority(10)));
+        partition.reconfigure(partition.config()).unwrap();
+    }
+}
+
+#[test]
+fn a_waker_may_use_the_partition() {
+    let partition = Partition::new(partition_config(1, 2)).unwrap();
+    let reentrant = Arc::new(Reentrant(partition.clone(), AtomicU32::new(0)));
+    let waker = Waker::from(Arc::clone(&reentrant));
+    let mut context = Context::from_waker(&waker);
+    let mut wait = |priority| {
+        let mut waiting = Box::pin(partition.enqueue(with_priority(priority)).unwrap());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        waiting
+    };
+    let woken = || reentrant.1.load(Ordering::SeqCst);
+
+    let permit = partition.try_acquire().unwrap();
+    let (_handed_over, _evicted, _more_urgent) = (wait(5), wait(9), wait(2));
+    assert_eq!(woken(), 1, "the eviction");
+    drop(permit);
+    assert_eq!(woken(), 2, "the hand-over");
+    let mut drained = pin!(partition.drained());
+    let mut context = Context::from_waker(&waker);
+    assert!(drained.as_mut().poll(&mut context).is_pending());
+    partition.close();
+    assert_eq!(woken(), 3, "the end of the wait");
+}
