@@ -1,2 +1,131 @@
-//! Room.
-fn main() {}
+//! What the repository runs: set-up, tests and checks.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line for developers"
+)]
+
+mod layers;
+mod setup;
+mod step;
+
+use std::env;
+use std::error::Error;
+use std::process::ExitCode;
+
+use step::{Steps, cargo, command};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  test     set up what the tests need, and run all of them
+  ci       test, and everything else that CI checks
+  lint     formatting, clippy, rustdoc and the table of who may use whom
+  loom     the lock-free machines under every interleaving
+  wheel    build the Python package and install it into target/venv";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let mut steps = Steps::default();
+    let outcome = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["test"] => test(&mut steps),
+        ["ci"] => ci(&mut steps),
+        ["lint"] => lint(&mut steps),
+        ["loom"] => loom(&mut steps),
+        ["wheel"] => setup::tools().and_then(|()| wheel(&mut steps)),
+        _ => Err(USAGE.into()),
+    };
+    steps.print_table();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ci(steps: &mut Steps) -> Outcome {
+    setup::tools()?;
+    lint(steps)?;
+    setup::cargo_deny()?;
+    let deny = setup::tool("cargo-deny");
+    let checks = [
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ];
+    steps.run("cargo-deny", command(deny).args(checks))?;
+    loom(steps)?;
+    test(steps)
+}
+
+fn lint(steps: &mut Steps) -> Outcome {
+    steps.check("layers", layers::check)?;
+    steps.run("fmt", cargo("fmt").args(["--all", "--", "--check"]))?;
+    let clippy = ["--workspace", "--all-targets", "--all-features", "--locked"];
+    let strict = ["--", "-D", "warnings"];
+    steps.run("clippy", cargo("clippy").args(clippy).args(strict))?;
+    let docs = ["--workspace", "--all-features", "--no-deps", "--locked"];
+    // The command's page would have the name of the library's.
+    let docs = cargo("doc")
+        .args(docs)
+        .args(["--lib", "--document-private-items"]);
+    steps.run("rustdoc", docs.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn loom(steps: &mut Steps) -> Outcome {
+    let tests = [
+        "--package",
+        "kailash-core",
+        "--lib",
+        "--release",
+        "--locked",
+        "loom",
+    ];
+    // A folder of its own: the flag would rebuild everything else.
+    let target = setup::target().join("loom");
+    let model = cargo("test")
+        .args(tests)
+        .env("RUSTFLAGS", "--cfg kailash_loom");
+    steps.run("loom", model.env("CARGO_TARGET_DIR", target))
+}
+
+fn test(steps: &mut Steps) -> Outcome {
+    setup::tools()?;
+    // The Python face is tested from Python.
+    let all = [
+        "--workspace",
+        "--exclude",
+        "kailash-python",
+        "--all-features",
+        "--locked",
+    ];
+    steps.run("rust tests", cargo("test").args(all))?;
+    wheel(steps)?;
+    let python = || command(setup::python());
+    steps.run("python tests", python().args(["-m", "pytest", "-q"]))?;
+    // Outside the repository, so that the installed package is what is looked at.
+    let stubs = python()
+        .args(["-m", "mypy.stubtest", "kailash"])
+        .current_dir(setup::venv());
+    steps.run("python stubs", stubs)
+}
+
+fn wheel(steps: &mut Steps) -> Outcome {
+    setup::venv_with_tests()?;
+    let install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--force-reinstall",
+        ".",
+    ];
+    steps.run("python package", command(setup::python()).args(install))
+}
