@@ -1,0 +1,82 @@
+//! What takes no memory: a call behind a closed breaker or a free partition, and a refusal.
+
+#![expect(
+    unsafe_code,
+    reason = "an allocator that counts can only be written so; it forwards each call unchanged"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
+use kailash::circuit_breaker::{CircuitBreaker, Config};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is the system allocator's, with the caller's own arguments.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller keeps the promises of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the promises of `dealloc`, and `place` came from `System`.
+        unsafe { System.dealloc(place, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(Box::new(1))), 1);
+}
+
+#[test]
+fn a_breaker_allocates_nothing_for_a_success_a_failure_or_a_refusal() {
+    let breaker = CircuitBreaker::new("b", Config::default()).expect("the defaults are right");
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async {
+        assert_eq!(breaker.call(|| async { Ok::<_, ()>(()) }).await, Ok(()));
+        let calls = async {
+            let before = ALLOCATIONS.get();
+            for _ in 0..1000 {
+                let _ = breaker.call(|| async { Ok::<_, ()>(()) }).await;
+                let _ = breaker.call_sync(|| Ok::<_, ()>(()));
+            }
+            let _ = breaker.call_sync(|| Err::<(), _>(()));
+            ALLOCATIONS.get() - before
+        };
+        assert_eq!(calls.await, 0);
+    });
+    breaker.force_open();
+    let refusals = || (0..1000).all(|_| breaker.try_acquire().is_err());
+    assert_eq!(allocations(|| assert!(refusals())), 0);
+}
+
+#[test]
+fn a_partition_allocates_nothing_for_a_free_slot_or_a_refusal() {
+    let config = PartitionConfig {
+        max_concurrent_operations: 1,
+        ..PartitionConfig::new("p", PartitionType::Custom)
+    };
+    let partition = Partition::new(config).expect("the config is right");
+    let take = || partition.try_acquire().is_ok();
+    assert_eq!(allocations(|| assert!((0..1000).all(|_| take()))), 0);
+    let held = partition.try_acquire();
+    assert_eq!(allocations(|| assert!((0..1000).all(|_| !take()))), 0);
+    drop(held);
+}
