@@ -1,0 +1,131 @@
+//! A call's leave, its end, and what comes of it.
+
+use core::time::Duration;
+
+use super::probe::Lease;
+use super::state::{Cause, State};
+use crate::time::Timestamp;
+
+/// Leave to make one call.
+///
+/// It must be given back with [`Machine::record`]; shells wrap it in a guard that does.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a probe that is not given back keeps its slot until its lease lapses"]
+pub struct Permit {
+    pub(super) generation: u32,
+    pub(super) lease: Option<Lease>,
+    pub(super) started: Option<Timestamp>,
+}
+
+impl Permit {
+    /// Remembers when the call began. Needed where [`Machine::is_timed`] says so.
+    pub fn started_at(mut self, now: Timestamp) -> Self {
+        self.started = Some(now);
+        self
+    }
+
+    /// Whether [`Machine::record`] needs the time for this permit.
+    #[inline]
+    #[must_use]
+    pub fn is_timed(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// When the call began, if that was asked for.
+    #[must_use]
+    pub fn started(&self) -> Option<Timestamp> {
+        self.started
+    }
+
+    /// Whether the call is a probe of a half-open breaker.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.lease.is_some()
+    }
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The dependency did its work.
+    Success,
+    /// The dependency failed.
+    Failure,
+    /// The call says nothing about the dependency, as a caller's own mistake does.
+    Ignored,
+    /// The caller gave up: neutral, or a failure after `cancelled_counts_after`.
+    Cancelled,
+}
+
+/// Why a call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// [`State::Open`], or [`State::HalfOpen`] when all probes are in flight.
+    pub state: State,
+    /// Whether it was forced open: no probes until it is told otherwise.
+    pub forced: bool,
+    /// How long until a probe may pass; `None` where only another event decides.
+    pub retry_after: Option<Duration>,
+    /// Why the breaker opened.
+    pub cause: Cause,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The state before.
+    pub from: State,
+    /// The state after.
+    pub to: State,
+    /// Why.
+    pub cause: Cause,
+    /// When it took effect, which a lapse does at its deadline.
+    pub at: Timestamp,
+    /// Whether `to` is [`State::Open`] until told otherwise.
+    pub forced: bool,
+    /// How long an opening will last.
+    pub wait: Option<Duration>,
+}
+
+/// The changes that time had brought before a call was looked at: at most two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News([Option<Transition>; 2]);
+
+impl News {
+    pub(super) fn add(&mut self, transition: Option<Transition>) {
+        let free = self.0.iter_mut().find(|news| news.is_none());
+        if let (Some(place), Some(_)) = (free, transition) {
+            *place = transition;
+        }
+    }
+}
+
+impl IntoIterator for News {
+    type Item = Transition;
+    type IntoIter = core::iter::Flatten<core::array::IntoIter<Option<Transition>, 2>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// What a recorded outcome leads to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use = "a trip that is not carried out leaves the breaker closed"]
+pub enum Verdict {
+    /// The state stays.
+    Unchanged,
+    /// The breaker must open: pass this to [`Machine::trip`] with the time and a draw.
+    Trip(Trip),
+    /// The breaker has closed.
+    Closed(Transition),
+}
+
+/// A decision to open, which time and chance have still to shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trip {
+    pub(super) generation: u32,
+    pub(super) cause: Cause,
+    /// Earlier than now for a lapse that nobody had looked at.
+    pub(super) at: Option<Timestamp>,
+}

@@ -1,0 +1,128 @@
+//! What a breaker can be told. Two orders to one breaker must not overlap.
+
+use super::Machine;
+use super::call::Transition;
+use super::config::Config;
+use super::state::{self, Cause, Phase, State, Word};
+use crate::config::ConfigError;
+use crate::sync::Ordering;
+use crate::time::Timestamp;
+
+impl Machine {
+    /// Opens the breaker until [`Machine::force_close`] or [`Machine::reset`].
+    pub fn force_open(&self, now: Timestamp) -> Option<Transition> {
+        let news = self.go(Phase::ForcedOpen, now, |phase| phase != Phase::ForcedOpen);
+        if news.is_some() {
+            self.totals.openings.add();
+        }
+        news
+    }
+
+    /// Closes the breaker, whatever its state, and pins nothing: it opens again as ever.
+    pub fn force_close(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::Closed, now, |phase| phase != Phase::Closed)
+    }
+
+    /// Lets all calls pass and counts nothing.
+    pub fn disable(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::Disabled, now, |phase| phase != Phase::Disabled)
+    }
+
+    /// Lets all calls pass and counts them, so that a snapshot says what it would have done.
+    pub fn metrics_only(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::MetricsOnly, now, |phase| phase != Phase::MetricsOnly)
+    }
+
+    /// Ends [`Machine::disable`] and [`Machine::metrics_only`]: the breaker is closed, and empty.
+    pub fn enable(&self, now: Timestamp) -> Option<Transition> {
+        self.go(Phase::Closed, now, |phase| {
+            matches!(phase, Phase::Disabled | Phase::MetricsOnly)
+        })
+    }
+
+    /// Closes the breaker from any state and forgets all counts.
+    pub fn reset(&self, now: Timestamp) -> Option<Transition> {
+        let news = self.go(Phase::Closed, now, |_| true);
+        let totals = &self.totals;
+        for counter in [
+            &totals.probes,
+            &totals.failures,
+            &totals.slow,
+            &totals.rejections,
+            &totals.openings,
+        ] {
+            counter.reset();
+        }
+        let tickets = self.tickets();
+        totals.tickets_at_reset.store(tickets, Ordering::Relaxed);
+        news.filter(|news| news.from != State::Closed)
+    }
+
+    /// Changes the settings and keeps state and counts; a new `window_size` begins with the newest
+    /// outcomes.
+    ///
+    /// When the window outgrows its memory the breaker starts a new generation, and the calls in
+    /// flight at that moment are not counted.
+    ///
+    /// # Errors
+    /// When a field of the config is out of range; nothing has changed then.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), ConfigError> {
+        let checked = config.checked()?;
+        let class = self.rings.class_for(checked.window_size);
+        self.leases.make_room(checked.half_open_requests);
+        loop {
+            let bits = self.word.load(Ordering::Acquire);
+            let generation = state::generation(bits);
+            let [current, next] =
+                [0, 1].map(|step| &self.windows[(generation.wrapping_add(step) & 1) as usize]);
+            if !state::counts(bits) || current.fits(class) {
+                break;
+            }
+            next.take_over(current, &self.rings, generation, class);
+            let word = Word::unpack(bits);
+            if self.replace(bits, word.next(word.phase)) {
+                self.carry_failures_in_a_row(generation);
+                break;
+            }
+        }
+        self.settings.set(&checked);
+        Ok(())
+    }
+
+    fn carry_failures_in_a_row(&self, from: u32) {
+        let seen = self.in_a_row.load(Ordering::Relaxed);
+        if state::generation(seen) == from {
+            let next = u64::from(from.wrapping_add(1)) << 32;
+            let carried = next | u64::from(seen as u32);
+            let _ =
+                self.in_a_row
+                    .compare_exchange(seen, carried, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    fn go(&self, to: Phase, now: Timestamp, from: impl Fn(Phase) -> bool) -> Option<Transition> {
+        loop {
+            let before = self.state(now);
+            let bits = self.word.load(Ordering::Acquire);
+            let word = Word::unpack(bits);
+            if !from(word.phase) {
+                return None;
+            }
+            if self.enter(bits, word, to) {
+                return Some(Transition {
+                    from: before,
+                    to: match to {
+                        Phase::Closed => State::Closed,
+                        Phase::MetricsOnly => State::MetricsOnly,
+                        Phase::Disabled => State::Disabled,
+                        _ => State::Open,
+                    },
+                    cause: Cause::Told,
+                    at: now,
+                    forced: to == Phase::ForcedOpen,
+                    wait: None,
+                });
+            }
+        }
+    }
+}
