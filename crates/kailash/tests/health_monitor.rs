@@ -344,6 +344,40 @@ async fn a_blocking_check_that_never_ends_takes_one_thread_and_is_shown() {
     assert_eq!(third.status, Status::Healthy);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_blocks_its_runtime_thread_still_times_out_and_delays_no_other() {
+    let monitor = monitor(3);
+    let gate = Gate::default();
+    let blocks = gate.clone();
+    let check = Custom::new(move || {
+        let gate = blocks.clone();
+        async move {
+            gate.wait();
+            true
+        }
+    });
+    let short = within(Duration::from_millis(50));
+    monitor.register("blocks", short, check).unwrap();
+    let fine = Custom::new(|| async { true });
+    monitor.register("fine", within(GENEROUS), fine).unwrap();
+    let first = monitor.check_now("blocks").await.unwrap();
+    assert_eq!(first.message, "timeout: nothing within 50ms");
+    let second = monitor.check_now("blocks").await.unwrap();
+    assert_eq!(second.message, "timeout: an earlier run has not ended");
+    assert_eq!(
+        monitor.check_now("fine").await.unwrap().status,
+        Status::Healthy
+    );
+    gate.open();
+    while monitor.check_now("blocks").await.unwrap().status != Status::Healthy {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_beyond_what_the_clock_can_tell_never_comes() {
+    let finished = run_once(Arc::new(Custom::new(|| async { true })), Duration::MAX).await;
+    assert_eq!(finished.outcome.status, Status::Healthy);
+}
+
 #[tokio::test]
 async fn when_all_threads_are_leaked_the_others_are_unknown_not_unhealthy() {
     let monitor = monitor(1);

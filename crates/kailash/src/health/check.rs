@@ -15,6 +15,9 @@ use tokio::time::{Instant, timeout_at};
 use super::threads::{MOST_THREADS, NoAnswer, Place, Threads, lock, panic_text};
 use crate::redact::redact;
 
+/// Stands for a timeout that reaches beyond what the clock can tell.
+const NEVER: Duration = Duration::from_secs(1 << 30);
+
 /// A boxed future, as a trait that can be a trait object needs it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -374,7 +377,8 @@ impl Runner {
         threads: &Threads,
     ) -> Finished {
         let begun = Instant::now();
-        let outcome = self.outcome(check, begun + timeout, threads).await;
+        let deadline = begun.checked_add(timeout).unwrap_or(begun + NEVER);
+        let outcome = self.outcome(check, deadline, threads).await;
         Finished {
             outcome: outcome
                 .unwrap_or_else(|class| {

@@ -211,7 +211,8 @@ impl Monitor {
     ///
     /// Each callback has a thread of its own, which ends with the monitor: one that panics is called
     /// again with the next alert, one that hangs delays neither the checks nor the other callbacks.
-    /// Up to 1,024 alerts wait for a slow one.
+    /// Up to 1,024 alerts wait for a slow one. A callback that holds a handle on the monitor keeps it
+    /// from ending.
     ///
     /// # Panics
     /// When the system can start no thread.
