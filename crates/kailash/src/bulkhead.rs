@@ -309,10 +309,10 @@ impl Partition {
         if let Some(permit) = self.take_free() {
             return Ok(Waiting::ready(permit.into_owned()));
         }
-        if admission.timeout == Some(Duration::ZERO) {
+        let settings = inner.settings.load();
+        if admission.timeout == Some(Duration::ZERO) || settings.config.queue_size == 0 {
             return self.try_acquire_owned().map(Waiting::ready);
         }
-        let settings = inner.settings.load();
         let priority = admission.priority.unwrap_or(settings.priority);
         let now = inner.clock.now();
         let timeout = admission.timeout.or(settings.config.timeout);
@@ -321,8 +321,7 @@ impl Partition {
         let mut queue = inner.queue();
         if !queue.has_place(priority) {
             drop(queue);
-            let reason = settings.refusal();
-            return Err(inner.refuse(inner.slots.occupancy(), reason));
+            return Err(inner.refuse(inner.slots.occupancy(), Reason::QueueFull));
         }
         let waiter = Arc::new(Waiter::default());
         let entry = queue.enter(&inner.slots, priority, now, deadline, Arc::clone(&waiter));
@@ -330,7 +329,7 @@ impl Partition {
             Entry::Started => Ok(Waiting::ready(Permit(self).into_owned())),
             Entry::Refused(occupancy) => {
                 drop(queue);
-                Err(inner.refuse(occupancy, settings.refusal()))
+                Err(inner.refuse(occupancy, Reason::QueueFull))
             }
             Entry::Waiting { ticket, evicted } => {
                 if let Some(evicted) = &evicted {
@@ -723,17 +722,6 @@ impl Inner {
         self.timed_out.fetch_add(1, Ordering::Relaxed);
         let partition = Arc::clone(&self.name);
         TimedOut { partition, timeout }
-    }
-}
-
-impl Settings {
-    /// Why a call that would wait has no place.
-    fn refusal(&self) -> Reason {
-        if self.config.queue_size == 0 {
-            Reason::Busy
-        } else {
-            Reason::QueueFull
-        }
     }
 }
 

@@ -298,6 +298,31 @@ async fn a_call_may_be_cancelled_at_every_await_point() {
     }
 }
 
+#[tokio::test]
+async fn blocking_work_may_be_cancelled_at_every_await_point() {
+    for is_busy in [false, true] {
+        for polls in 0..4 {
+            let partition = partition(1, 1);
+            let mut permit = is_busy.then(|| partition.try_acquire().unwrap());
+            let mut call = Box::pin(partition.run_blocking(|| ()));
+            let mut context = Context::from_waker(Waker::noop());
+            for poll in 0..polls {
+                if poll == 2 {
+                    drop(permit.take());
+                }
+                if call.as_mut().poll(&mut context).is_ready() {
+                    break;
+                }
+            }
+            drop(call);
+            drop(permit);
+            // What has begun ends.
+            eventually(|| partition.snapshot().active == 0);
+            assert_whole(&partition);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_future_gives_the_slot_back() {
     let partition = partition(1, 0);
@@ -531,6 +556,18 @@ fn a_waiter_needs_no_runtime() {
     assert_eq!(told.recv_timeout(GENEROUS), Ok(7));
     assert!(!job.cancel());
     assert_whole(&partition);
+}
+
+#[test]
+fn a_refusal_shares_the_partitions_name() {
+    let partition = partition_on_threads(1);
+    let _permit = partition.try_acquire().unwrap();
+    let full = partition.try_acquire().unwrap_err();
+    assert!(Arc::ptr_eq(&full.partition, &partition.snapshot().name));
+    assert_eq!(
+        full.to_string(),
+        "partition \"p\": no slot is free (1 running)"
+    );
 }
 
 #[derive(Default)]
