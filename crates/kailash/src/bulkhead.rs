@@ -336,8 +336,10 @@ impl Partition {
                     evicted.decide(Verdict::Evicted);
                 }
                 drop(queue);
+                // Before the waking, which is foreign code: the place must have an owner by then.
+                let waiting = Waiting::queued(self.clone(), ticket, waiter, deadline);
                 wake(evicted);
-                Ok(Waiting::queued(self.clone(), ticket, waiter, deadline))
+                Ok(waiting)
             }
         }
     }
