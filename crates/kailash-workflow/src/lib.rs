@@ -1,1 +1,23 @@
-//! Room.
+//! Workflows of nodes that run behind breakers and partitions.
+//!
+//! A [`WorkflowBuilder`] assembles [`Node`]s into a [`Workflow`], whose plan is checked as a whole. A
+//! [`LocalRuntime`] runs it: independent nodes at the same time, each behind the [`Policies`] it names.
+
+mod builder;
+mod duration;
+mod error;
+mod expression;
+mod graph;
+mod node;
+pub mod nodes;
+mod policy;
+mod runtime;
+mod value;
+
+pub use self::builder::{PlanError, PlannedNode, Workflow, WorkflowBuilder};
+pub use self::error::NodeError;
+pub use self::node::{Node, Ports};
+pub use self::nodes::{ConfigProblem, Registry};
+pub use self::policy::{Policies, Retry};
+pub use self::runtime::{Inputs, LocalRuntime, NodeResult, Prepared, Run};
+pub use self::value::{Map, Value};
