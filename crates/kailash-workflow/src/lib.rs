@@ -2,6 +2,7 @@
 //!
 //! A [`WorkflowBuilder`] assembles [`Node`]s into a [`Workflow`], whose plan is checked as a whole. A
 //! [`LocalRuntime`] runs it: independent nodes at the same time, each behind the [`Policies`] it names.
+//! [`Items`] runs it once per item of a stream.
 
 mod builder;
 mod duration;
@@ -11,6 +12,7 @@ mod graph;
 mod node;
 pub mod nodes;
 mod policy;
+mod run;
 mod runtime;
 mod value;
 
@@ -19,5 +21,6 @@ pub use self::error::NodeError;
 pub use self::node::{Node, Ports};
 pub use self::nodes::{ConfigProblem, Registry};
 pub use self::policy::{Policies, Retry};
+pub use self::run::{Control, Items, Progress};
 pub use self::runtime::{Inputs, LocalRuntime, NodeResult, Prepared, Run};
 pub use self::value::{Map, Value};
