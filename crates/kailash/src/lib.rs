@@ -10,3 +10,8 @@ pub mod redact;
 pub mod sql;
 
 pub use kailash_core::config::ConfigError;
+
+/// The README's examples, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
