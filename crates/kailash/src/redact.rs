@@ -19,11 +19,10 @@ use serde_json::Value;
 pub const MASK: &str = "***";
 
 /// Words that end the name of a secret, lower case, with `_` for `-`.
-const SECRET_NAMES: [&str; 15] = [
+const SECRET_NAMES: [&str; 14] = [
     "password",
     "passwd",
     "pwd",
-    "pass",
     "passphrase",
     "secret",
     "token",
@@ -142,15 +141,20 @@ fn url_passwords(text: &str) -> Vec<Span> {
         };
         match token[..at].find(':') {
             Some(colon) => spans.push((from + colon + 1, from + at)),
-            None if text[..separator].to_ascii_lowercase().ends_with("http")
-                || text[..separator].to_ascii_lowercase().ends_with("https") =>
-            {
-                spans.push((from, from + at));
-            }
+            None if is_http(&text[..separator]) => spans.push((from, from + at)),
             None => {}
         }
     }
     spans
+}
+
+fn is_http(scheme: &str) -> bool {
+    let scheme = scheme.as_bytes();
+    let ends = |end: &[u8]| {
+        let start = scheme.len().checked_sub(end.len());
+        start.is_some_and(|start| scheme[start..].eq_ignore_ascii_case(end))
+    };
+    ends(b"http") || ends(b"https")
 }
 
 fn has_bad_port(authority: &str) -> bool {
@@ -172,6 +176,8 @@ fn named_values(text: &str) -> Vec<Span> {
         let is_parameter = name > 0 && matches!(bytes[name - 1], b'?' | b'&');
         let name = before[name..].to_ascii_lowercase().replace('-', "_");
         let is_secret = SECRET_NAMES.iter().any(|secret| name.ends_with(secret))
+            || name == "pass"
+            || name.ends_with("_pass")
             || (is_parameter && matches!(&*name, "auth" | "key" | "sig"));
         if !is_secret || text[separator..].starts_with("://") {
             continue;
@@ -304,6 +310,7 @@ mod tests {
         );
         check("GET /x?key=AbC&n=1", "GET /x?key=***&n=1");
         check("X-Auth-Token: abc", "X-Auth-Token: ***");
+        check("db_pass=abc&pass=abc", "db_pass=***&pass=***");
         check(
             "Authorization: Bearer a.b.c\nHost: h",
             "Authorization: ***\nHost: h",
@@ -318,6 +325,7 @@ mod tests {
             "Access denied for user 'app'@'host' (using password: YES)",
             "key=orders:5 is missing",
             "basic auth is not allowed",
+            "bypass: 5 rules",
             "auth: postgres://app@db/x refuses the user",
         ] {
             check(text, text);
