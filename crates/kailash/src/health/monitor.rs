@@ -159,34 +159,21 @@ impl Monitor {
 
     /// The newest result of every check by its name, under the rules of [`Monitor::status`].
     pub async fn statuses(&self) -> BTreeMap<String, Report> {
-        let (entries, running) = {
-            let registry = lock(&self.0.registry);
-            let entries: Vec<_> = registry.checks.values().cloned().collect();
-            (entries, registry.running)
-        };
-        // All of them are in the air before the first is waited for.
-        let flights = entries
-            .iter()
-            .filter_map(|entry| self.0.needed_flight(entry, running));
-        let flights: Vec<_> = flights.collect();
-        for flight in flights {
-            flight.landed().await;
-        }
-        let reports = entries
-            .iter()
-            .map(|entry| (entry.name.clone(), self.0.report(entry)));
+        let entries = self.settled().await;
+        let reports = entries.iter();
+        let reports = reports.map(|entry| (entry.name.clone(), self.0.report(entry)));
         reports.collect()
     }
 
     /// How all of them are together, under the rules of [`Monitor::status`]: unhealthy if a critical
     /// check is, degraded if any other is or any is degraded, unknown if nothing is registered.
     pub async fn overall(&self) -> Status {
-        let reports = self.statuses().await;
-        overall(
-            reports
-                .values()
-                .map(|report| (report.status, report.critical)),
-        )
+        let entries = self.settled().await;
+        overall(entries.iter().map(|entry| {
+            let newest = &lock(&entry.state).newest;
+            let status = newest.as_ref().map(|newest| newest.finished.outcome.status);
+            (status.unwrap_or_default(), entry.config.critical)
+        }))
     }
 
     /// Runs a check now, or joins its run in flight, and gives the result.
@@ -241,6 +228,22 @@ impl Monitor {
     #[must_use]
     pub fn leaked_threads(&self) -> usize {
         self.0.threads.leaked()
+    }
+
+    /// Every check, once each has a result that may be told.
+    async fn settled(&self) -> Vec<Arc<Entry>> {
+        let (entries, running) = {
+            let registry = lock(&self.0.registry);
+            let entries: Vec<_> = registry.checks.values().cloned().collect();
+            (entries, registry.running)
+        };
+        // All of them are in the air before the first is waited for.
+        let flights = entries.iter();
+        let flights = flights.filter_map(|entry| self.0.needed_flight(entry, running));
+        for flight in flights.collect::<Vec<_>>() {
+            flight.landed().await;
+        }
+        entries
     }
 
     fn entry(&self, name: &str) -> Result<(Arc<Entry>, bool), UnknownCheck> {
