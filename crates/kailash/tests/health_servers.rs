@@ -498,6 +498,33 @@ async fn who_speaks_another_protocol_is_told_as_such() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_nobody_trusts_is_told_as_tls() {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let certificate = CertificateDer::from_pem_slice(include_bytes!("tls/certificate.pem"));
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/key.pem")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.unwrap()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let (port, _) = serve(move |mut stream| {
+        let mut tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut stream = rustls::Stream::new(&mut tls, &mut stream);
+        let _ = stream.read(&mut [0]);
+    });
+    let url = format!("https://localhost:{port}/?token=s3cret");
+    let finished = run_once(http(&url) as _, GENEROUS).await;
+    is(&finished, ErrorClass::Tls);
+    let expected = format!("tls: unknown issuer: https://localhost:{port}/");
+    assert_eq!(finished.outcome.message, expected);
+}
+
+#[tokio::test]
 async fn what_a_redis_server_answers_is_told_by_its_kind() {
     for (answer, class) in [
         (

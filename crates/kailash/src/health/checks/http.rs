@@ -1,6 +1,5 @@
 //! Whether an HTTP service answers with a status that is expected.
 
-use std::error::Error;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
@@ -13,7 +12,7 @@ use rustls::crypto::ring;
 use rustls_platform_verifier::BuilderVerifierExt;
 use url::Url;
 
-use super::server::{Address, class_of};
+use super::server::{Address, causes, class_of};
 use crate::ConfigError;
 use crate::health::threads::lock;
 use crate::health::{BoxFuture, Check, ErrorClass, Outcome, Phase, Run};
@@ -56,7 +55,8 @@ impl fmt::Debug for HttpConfig {
 /// A check that asks an HTTP service with GET.
 ///
 /// Redirects are not followed: a service that sends its checker to a log-in page is not well. Up to
-/// 1 MiB of the answer is read, so that an answer which does not end is noticed.
+/// 1 MiB of the answer is read, so that an answer which does not end is noticed. The proxies of the
+/// environment (`HTTP_PROXY` and the like) are used.
 ///
 /// ```
 /// use kailash::health::checks::{Http, HttpConfig};
@@ -71,7 +71,8 @@ impl fmt::Debug for HttpConfig {
 /// ```
 pub struct Http {
     url: Url,
-    address: Address,
+    /// None behind a proxy, which looks up and connects for the check.
+    address: Option<Address>,
     shown: String,
     expected_status: Vec<RangeInclusive<u16>>,
     headers: HeaderMap,
@@ -95,6 +96,7 @@ impl Http {
         })?;
         let host = url.host_str().unwrap_or_default();
         let address = Address::new(host, url.port_or_known_default().unwrap_or(80));
+        let address = (!has_proxy()).then_some(address);
         // Neither the user nor what comes after the path, where tokens are.
         let port = url.port().map(|port| format!(":{port}"));
         let shown = format!(
@@ -209,13 +211,18 @@ impl Http {
     }
 
     async fn new_client(&self, run: &Run) -> Result<Client, Outcome> {
-        self.address.look_up(run).await?;
+        if let Some(address) = &self.address {
+            address.look_up(run).await?;
+        }
         self.client().map_err(|error| self.outcome(&error))
     }
 
     async fn send(&self, run: &Run, client: &Client) -> reqwest::Result<Response> {
         let request = client.get(self.url.clone()).headers(self.headers.clone());
-        self.address.watch(run, request.send()).await
+        match &self.address {
+            Some(address) => address.watch(run, request.send()).await,
+            None => request.send().await,
+        }
     }
 
     fn outcome(&self, error: &reqwest::Error) -> Outcome {
@@ -251,6 +258,15 @@ impl Check for Http {
     }
 }
 
+/// Whether the environment names a proxy, which the client then uses.
+fn has_proxy() -> bool {
+    let names = ["http_proxy", "https_proxy", "all_proxy"];
+    names.iter().any(|name| {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|proxy| !proxy.is_empty());
+        is_set(name) || is_set(&name.to_uppercase())
+    })
+}
+
 /// TLS with the system's trusted certificates, or with none where none are needed.
 fn tls(is_needed: bool) -> Option<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
@@ -269,44 +285,29 @@ fn tls(is_needed: bool) -> Option<ClientConfig> {
 /// Why no trusted connection was made.
 fn tls_reason(error: &reqwest::Error) -> Option<&'static str> {
     use rustls::{CertificateError, Error as Tls};
-    let mut next: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<std::io::Error>();
-        let inner = inner.and_then(std::io::Error::get_ref);
-        let inner = inner.and_then(|inner| inner.downcast_ref::<Tls>());
-        if let Some(error) = inner.or_else(|| error.downcast_ref::<Tls>()) {
-            return Some(match error {
-                Tls::InvalidCertificate(
-                    CertificateError::Expired | CertificateError::ExpiredContext { .. },
-                ) => "expired",
-                Tls::InvalidCertificate(
-                    CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-                ) => "not valid yet",
-                Tls::InvalidCertificate(
-                    CertificateError::NotValidForName
-                    | CertificateError::NotValidForNameContext { .. },
-                ) => "wrong name",
-                Tls::InvalidCertificate(CertificateError::UnknownIssuer) => "unknown issuer",
-                Tls::InvalidCertificate(_) => "certificate",
-                Tls::InvalidMessage(_) => "no tls there",
-                _ => "handshake",
-            });
-        }
-        next = error.source();
-    }
-    None
+    let tls = causes(error).find_map(|cause| cause.downcast_ref::<Tls>())?;
+    Some(match tls {
+        Tls::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "expired",
+        Tls::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => "not valid yet",
+        Tls::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "wrong name",
+        Tls::InvalidCertificate(CertificateError::UnknownIssuer) => "unknown issuer",
+        Tls::InvalidCertificate(_) => "certificate",
+        Tls::InvalidMessage(_) => "no tls there",
+        _ => "handshake",
+    })
 }
 
 /// Whether the answer was no HTTP: the driver has no type for it that could be asked.
 fn is_unparsable(error: &reqwest::Error) -> bool {
-    let mut next = error.source();
-    while let Some(error) = next {
-        let text = error.to_string();
-        let words = ["invalid HTTP", "unexpected message", "head is too large"];
-        if words.iter().any(|word| text.contains(word)) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    let words = ["invalid HTTP", "unexpected message", "head is too large"];
+    causes(error).skip(1).any(|cause| {
+        let text = cause.to_string();
+        words.iter().any(|word| text.contains(word))
+    })
 }

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
+use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -64,12 +65,40 @@ impl Address {
     }
 }
 
-/// The class of an I/O error.
-pub(super) fn io_class(error: &io::Error) -> ErrorClass {
-    if let Some(class) = error.get_ref().and_then(|inner| inner_class(inner)) {
-        return class;
+/// The class of an error, if an I/O or a TLS error is among its causes.
+pub(super) fn class_of(error: &(dyn Error + 'static)) -> Option<ErrorClass> {
+    let mut class = None;
+    for cause in causes(error) {
+        #[cfg(any(feature = "http", feature = "redis"))]
+        if cause.is::<rustls::Error>() {
+            return Some(ErrorClass::Tls);
+        }
+        if let Some(cause) = cause.downcast_ref::<io::Error>() {
+            class = Some(io_class(cause.kind()));
+        }
     }
-    match error.kind() {
+    class
+}
+
+/// The error and what caused it, the innermost last.
+pub(super) fn causes<'e>(
+    error: &'e (dyn Error + 'static),
+) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| {
+        // These two hand on the source of what they hold, not what they hold.
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let held = error.get_ref();
+            return held.map(|held| held as &(dyn Error + 'static));
+        }
+        if let Some(held) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+            return Some(&**held);
+        }
+        error.source()
+    })
+}
+
+fn io_class(kind: io::ErrorKind) -> ErrorClass {
+    match kind {
         io::ErrorKind::ConnectionRefused => ErrorClass::Refused,
         io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable
@@ -80,31 +109,4 @@ pub(super) fn io_class(error: &io::Error) -> ErrorClass {
         io::ErrorKind::InvalidData => ErrorClass::Mismatch,
         _ => ErrorClass::Closed,
     }
-}
-
-/// The class of the first error in a chain of sources that has one.
-pub(super) fn class_of(error: &(dyn Error + 'static)) -> Option<ErrorClass> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(class) = inner_class(error) {
-            return Some(class);
-        }
-        next = error.source();
-    }
-    None
-}
-
-fn inner_class(error: &(dyn Error + 'static)) -> Option<ErrorClass> {
-    // A shared error hides its type and hands on only its source.
-    if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
-        return class_of(&**shared);
-    }
-    if let Some(error) = error.downcast_ref::<io::Error>() {
-        return Some(io_class(error));
-    }
-    #[cfg(any(feature = "http", feature = "redis"))]
-    if error.is::<rustls::Error>() {
-        return Some(ErrorClass::Tls);
-    }
-    None
 }

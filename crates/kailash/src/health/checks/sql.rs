@@ -1,6 +1,5 @@
 //! Whether a database answers a query.
 
-use std::error::Error;
 use std::fmt;
 use std::sync::Mutex;
 
@@ -11,7 +10,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use tokio::time::timeout;
 
-use super::server::{Address, class_of, io_class};
+use super::server::{Address, class_of};
 use crate::ConfigError;
 use crate::health::threads::lock;
 use crate::health::{BoxFuture, Check, ErrorClass, Outcome, Phase, Run};
@@ -167,14 +166,10 @@ impl Sql {
                 let class = database_class(&**error, &code);
                 return Outcome::error(class, format_args!("{database} answers with error {code}"));
             }
-            sqlx::Error::Io(error) => io_class(error),
-            sqlx::Error::Tls(error) => class_of(&**error).unwrap_or(ErrorClass::Tls),
             sqlx::Error::Protocol(_) => ErrorClass::Mismatch,
             sqlx::Error::WorkerCrashed => ErrorClass::Closed,
-            other => other
-                .source()
-                .and_then(class_of)
-                .unwrap_or(ErrorClass::Server),
+            sqlx::Error::Tls(_) => class_of(error).unwrap_or(ErrorClass::Tls),
+            _ => class_of(error).unwrap_or(ErrorClass::Server),
         };
         Outcome::error(class, database)
     }
