@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, NaiveDate};
+use kailash::bulkhead::{Manager, Partition, PartitionConfig, PartitionType};
 use kailash_workflow::nodes::SqlDatabase;
-use kailash_workflow::nodes::sql::Statement;
+use kailash_workflow::nodes::sql::{Rows, Statement};
 use kailash_workflow::{Map, Node, NodeError, Value};
 use serde_json::json;
 use test_servers::{MariaDb, Postgres};
@@ -608,4 +610,34 @@ async fn the_node_takes_params_and_parameters_and_refuses_other_keys() {
         assert!(matches!(found, NodeError::Input(_)));
         assert_eq!(found.to_string(), error);
     }
+}
+
+#[tokio::test]
+async fn a_partition_has_a_pool_of_its_own_as_large_as_its_max_connections() {
+    let database = postgres("partitioned");
+    let partitions = Manager::new();
+    let configure = |max_connections| {
+        let config = PartitionConfig {
+            max_concurrent_operations: 8,
+            max_connections: Some(max_connections),
+            ..PartitionConfig::new("p", PartitionType::Database)
+        };
+        partitions.configure(config).unwrap()
+    };
+    let used = async |partition: Partition| {
+        let query = "SELECT pg_backend_pid() AS pid, pg_sleep(0.05)";
+        let runs = (0..8).map(|_| partition.run(database.execute(query, ())));
+        let rows = futures_util::future::join_all(runs).await;
+        let pid = |rows: Result<Result<Rows, _>, _>| rows.unwrap().unwrap().data[0]["pid"].as_int();
+        rows.into_iter().map(pid).collect::<HashSet<_>>()
+    };
+    let inside = used(configure(2)).await;
+    assert_eq!(inside.len(), 2);
+    let outside = database
+        .execute("SELECT pg_backend_pid() AS pid", ())
+        .await
+        .unwrap();
+    assert!(!inside.contains(&outside.data[0]["pid"].as_int()));
+    // Changed live, it counts from the next statement on.
+    assert_eq!(used(configure(3)).await.len(), 3);
 }

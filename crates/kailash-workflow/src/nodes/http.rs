@@ -39,7 +39,14 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct HttpRequest {
-    client: Arc<OnceLock<Client>>,
+    clients: Arc<Clients>,
+}
+
+/// Made when they are first needed, and kept with their connections.
+#[derive(Debug, Default)]
+struct Clients {
+    plain: OnceLock<Client>,
+    secure: OnceLock<Client>,
 }
 
 impl HttpRequest {
@@ -59,7 +66,9 @@ impl HttpRequest {
         let timeout = request.timeout;
         let started = Instant::now();
         let exchange = async {
-            let mut builder = self.client()?.request(request.method, request.url);
+            let mut builder = self
+                .client(&request.url)?
+                .request(request.method, request.url);
             builder = builder.headers(request.headers);
             if let Some(body) = request.body {
                 builder = builder.body(body);
@@ -90,15 +99,28 @@ impl HttpRequest {
         }
     }
 
-    fn client(&self) -> Result<&Client, NodeError> {
-        if let Some(client) = self.client.get() {
+    fn client(&self, url: &Url) -> Result<&Client, NodeError> {
+        let (kept, is_secure) = match url.scheme() {
+            "https" => (&self.clients.secure, true),
+            _ => (&self.clients.plain, false),
+        };
+        if let Some(client) = kept.get() {
             return Ok(client);
         }
         // Whoever else installed a provider was first, which is as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder().build();
+        let client = Client::builder().build().or_else(|error| {
+            if is_secure {
+                return Err(error);
+            }
+            // A machine without trusted certificates can still talk to one that needs none.
+            let tls = rustls::ClientConfig::builder()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            Client::builder().tls_backend_preconfigured(tls).build()
+        });
         let client = client.map_err(|error| NodeError::execution(causes(&error)))?;
-        Ok(self.client.get_or_init(|| client))
+        Ok(kept.get_or_init(|| client))
     }
 }
 
