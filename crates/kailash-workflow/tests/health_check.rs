@@ -50,7 +50,7 @@ async fn services_are_asked_and_the_critical_ones_decide() {
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_hangs_is_unhealthy_after_its_timeout() {
-    let check = Arc::new(Custom::new(|| std::future::pending::<bool>()));
+    let check = Arc::new(Custom::new(std::future::pending::<bool>));
     let service = Service {
         name: "x".to_owned(),
         critical: true,

@@ -26,7 +26,7 @@ async fn service(accepted: Arc<AtomicU64>) -> String {
                 .unwrap()
                 .parse()
                 .unwrap();
-            if key % 7 == 0 {
+            if key.is_multiple_of(7) {
                 return StatusCode::SERVICE_UNAVAILABLE;
             }
             accepted.fetch_add(1, Ordering::SeqCst);
