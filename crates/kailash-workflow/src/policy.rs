@@ -85,7 +85,6 @@ impl Retry {
     }
 }
 
-/// The keys of a node's configuration that are policies, whatever the node.
 const KEYS: [&str; 11] = [
     "breaker",
     "partition",
@@ -101,6 +100,9 @@ const KEYS: [&str; 11] = [
 ];
 
 impl Policies {
+    /// The keys of a node's configuration that are policies, whatever the node.
+    pub const KEYS: [&str; 11] = KEYS;
+
     /// The policies in a node's configuration, taken out of it.
     ///
     /// The keys are `breaker`, `partition`, `priority`, `timeout`, `retries`, `retry_delay`,

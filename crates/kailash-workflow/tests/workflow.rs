@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kailash::bulkhead::{self, PartitionConfig, PartitionType};
-use kailash::circuit_breaker::{self, Config, State};
+use kailash::circuit_breaker;
 use kailash::clock::Clock;
 use kailash_workflow::{
-    Inputs, LocalRuntime, Map, Node, NodeError, NodeResult, PlanError, Policies, Ports, Retry, Run,
-    Value, WorkflowBuilder,
+    Inputs, LocalRuntime, Map, Node, NodeError, NodeResult, PlanError, Policies, Ports, Run, Value,
+    WorkflowBuilder,
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -29,9 +29,7 @@ fn map(json: serde_json::Value) -> Map {
 #[derive(Clone)]
 enum Step {
     Answer(serde_json::Value),
-    Bad(serde_json::Value),
     Fail(&'static str),
-    Refuse,
     Panic,
     Hang,
     Take(Duration),
@@ -67,10 +65,6 @@ impl Script {
 }
 
 impl Node for Script {
-    fn is_failure(&self, outputs: &Map) -> bool {
-        outputs.contains_key("bad")
-    }
-
     fn run(&self, inputs: Map) -> BoxFuture<'_, Result<Map, NodeError>> {
         Box::pin(async move {
             self.runs.fetch_add(1, Ordering::SeqCst);
@@ -83,9 +77,8 @@ impl Node for Script {
                 }
             };
             match step {
-                Step::Answer(json) | Step::Bad(json) => Ok(map(json)),
+                Step::Answer(json) => Ok(map(json)),
                 Step::Fail(message) => Err(NodeError::execution(message)),
-                Step::Refuse => Err(NodeError::Input("no".to_owned())),
                 Step::Panic => panic!("at the node"),
                 Step::Hang => std::future::pending().await,
                 Step::Take(duration) => {
@@ -391,222 +384,6 @@ async fn independent_nodes_run_at_the_same_time() {
     let started = Instant::now();
     execute(&builder).await;
     assert_eq!(started.elapsed(), Duration::from_secs(20));
-}
-
-fn retries(retries: u32) -> Retry {
-    let retry_delay = Duration::from_secs(1);
-    Retry {
-        retries,
-        retry_delay,
-        retry_jitter: 0.0,
-        ..Retry::default()
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_failed_node_is_tried_again_after_growing_waits() {
-    let node = Script::new([
-        Step::Fail("1"),
-        Step::Bad(json!({"bad": 1})),
-        Step::Panic,
-        Step::Answer(json!({"x": 1})),
-    ]);
-    let started = Instant::now();
-    let policies = Policies {
-        retry: retries(5),
-        ..Policies::default()
-    };
-    let result = alone(&runtime(), &node, policies).await;
-    assert_eq!(shown(&result), json!({"x": 1}));
-    assert_eq!(node.runs(), 4);
-    assert_eq!(started.elapsed(), Duration::from_secs(1 + 2 + 4));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_wrong_input_is_not_tried_again_and_the_last_answer_counts() {
-    let node = Script::new([Step::Refuse]);
-    let policies = Policies {
-        retry: retries(5),
-        ..Policies::default()
-    };
-    let result = alone(&runtime(), &node, policies.clone()).await;
-    assert_eq!(shown(&result)["error_type"], "NodeValidationError");
-    assert_eq!(node.runs(), 1);
-
-    let node = Script::new([Step::Bad(json!({"bad": 1}))]);
-    let result = alone(&runtime(), &node, policies).await;
-    assert_eq!(shown(&result), json!({"bad": 1}));
-    assert_eq!(node.runs(), 6);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_timeout_holds_for_each_attempt() {
-    let node = Script::new([Step::Hang]);
-    let timeout = Some(Duration::from_secs(3));
-    let policies = Policies {
-        timeout,
-        retry: retries(1),
-        ..Policies::default()
-    };
-    let started = Instant::now();
-    let result = alone(&runtime(), &node, policies).await;
-    assert_eq!(shown(&result)["error_type"], "TimeoutError");
-    assert_eq!(
-        (node.runs(), started.elapsed()),
-        (2, Duration::from_secs(3 + 1 + 3))
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_fallback_stands_outside_of_all_else() {
-    for (step, fallback, expected) in [
-        (Step::Fail("x"), json!({"a": 1}), json!({"a": 1})),
-        (Step::Fail("x"), json!("text"), json!({"result": "text"})),
-        (
-            Step::Bad(json!({"bad": 1})),
-            json!({"a": 1}),
-            json!({"a": 1}),
-        ),
-        (Step::Hang, json!({"a": 1}), json!({"a": 1})),
-        (
-            Step::Answer(json!({"b": 2})),
-            json!({"a": 1}),
-            json!({"b": 2}),
-        ),
-    ] {
-        let is_answer = matches!(step, Step::Answer(_));
-        let node = Script::new([step]);
-        let policies = Policies {
-            fallback: Some(fallback.into()),
-            retry: retries(2),
-            timeout: Some(Duration::from_secs(1)),
-            ..Policies::default()
-        };
-        let result = alone(&runtime(), &node, policies).await;
-        assert_eq!(shown(&result), expected);
-        assert_eq!(node.runs(), if is_answer { 1 } else { 3 });
-        let NodeResult::Done { instead_of, .. } = result else {
-            panic!("not done")
-        };
-        assert_eq!(instead_of.is_none(), is_answer);
-    }
-}
-
-fn breaker(runtime: &LocalRuntime, failure_threshold: u32) -> circuit_breaker::CircuitBreaker {
-    let config = Config {
-        failure_threshold,
-        ..Config::default()
-    };
-    runtime.breakers().get_or_create("b", config).unwrap()
-}
-
-fn behind(name: &str) -> Policies {
-    Policies {
-        breaker: Some(name.to_owned()),
-        ..Policies::default()
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_breaker_counts_errors_bad_answers_timeouts_and_panics_but_no_wrong_input() {
-    for (step, counts) in [
-        (Step::Fail("x"), true),
-        (Step::Bad(json!({"bad": 1})), true),
-        (Step::Panic, true),
-        (Step::Hang, true),
-        (Step::Refuse, false),
-        (Step::Answer(json!({})), false),
-    ] {
-        let runtime = runtime();
-        let breaker = breaker(&runtime, 2);
-        let node = Script::new([step]);
-        let policies = Policies {
-            timeout: Some(Duration::from_secs(1)),
-            ..behind("b")
-        };
-        for _ in 0..2 {
-            alone(&runtime, &node, policies.clone()).await;
-        }
-        assert_eq!(breaker.state() == State::Open, counts);
-        let result = alone(&runtime, &node, policies).await;
-        assert_eq!(node.runs(), if counts { 2 } else { 3 });
-        assert_eq!(
-            shown(&result)["error_type"] == "CircuitBreakerError",
-            counts
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn each_retry_passes_the_breaker_and_a_rejection_ends_them() {
-    let runtime = runtime();
-    breaker(&runtime, 2);
-    let node = Script::new([Step::Fail("x")]);
-    let policies = Policies {
-        retry: retries(10),
-        ..behind("b")
-    };
-    let result = alone(&runtime, &node, policies).await;
-    assert_eq!(shown(&result)["error_type"], "CircuitBreakerError");
-    assert_eq!(node.runs(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn rejections_are_tried_again_where_asked_for_once_the_breaker_lets_them() {
-    let runtime = runtime();
-    let config = Config {
-        failure_threshold: 2,
-        jitter_enabled: false,
-        ..Config::default()
-    };
-    runtime.breakers().get_or_create("b", config).unwrap();
-    let node = Script::new([
-        Step::Fail("x"),
-        Step::Fail("x"),
-        Step::Answer(json!({"x": 1})),
-    ]);
-    let retry = Retry {
-        retry_rejections: true,
-        ..retries(10)
-    };
-    let started = Instant::now();
-    let result = alone(
-        &runtime,
-        &node,
-        Policies {
-            retry,
-            ..behind("b")
-        },
-    )
-    .await;
-    assert_eq!(shown(&result), json!({"x": 1}));
-    assert!(started.elapsed() >= Duration::from_secs(60));
-    assert_eq!(node.runs(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_full_partition_is_neutral_to_the_breaker_and_not_tried_again() {
-    let runtime = runtime();
-    let breaker = breaker(&runtime, 1);
-    let config = PartitionConfig {
-        max_concurrent_operations: 1,
-        queue_size: 0,
-        ..PartitionConfig::new("p", PartitionType::Custom)
-    };
-    let partition = runtime.partitions().configure(config).unwrap();
-    let held = partition.try_acquire().unwrap();
-    let node = Script::new([Step::Answer(json!({}))]);
-    let policies = Policies {
-        partition: Some("p".to_owned()),
-        retry: retries(5),
-        ..behind("b")
-    };
-    let result = alone(&runtime, &node, policies.clone()).await;
-    assert_eq!(shown(&result)["error_type"], "BulkheadFullError");
-    assert_eq!((node.runs(), breaker.state()), (0, State::Closed));
-    drop(held);
-    alone(&runtime, &node, policies).await;
-    assert_eq!(node.runs(), 1);
 }
 
 struct WhereAmI;
