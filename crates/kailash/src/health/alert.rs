@@ -82,42 +82,72 @@ impl Alerts {
         lock(&self.0).callbacks.push(sender);
     }
 
-    pub(super) fn raise(&self, alert: Alert) {
-        tracing::warn!(check = %alert.check, level = %alert.level, "alert raised: {}", alert.message);
+    /// Adds an alert and queues it for every callback.
+    pub(super) fn raise(&self, alert: Alert) -> Told {
         let mut book = lock(&self.0);
-        book.tell(&alert);
-        book.alerts.push_back(alert);
+        let lost = book.tell(&alert);
+        book.alerts.push_back(alert.clone());
+        Told { alert, lost }
     }
 
     /// Ends the incident of this check; the message is what its callbacks hear.
-    pub(super) fn resolve(&self, check: &str, message: String) {
-        tracing::info!(check, "alert resolved: {message}");
+    pub(super) fn resolve(&self, check: &str, message: String) -> Option<Told> {
         let mut book = lock(&self.0);
         let mut open = book.alerts.iter_mut().rev();
-        let Some(alert) = open.find(|alert| alert.check == check && !alert.is_resolved()) else {
-            return;
-        };
+        let alert = open.find(|alert| alert.check == check && !alert.is_resolved())?;
         alert.resolved_at = Some(wall_time());
-        let news = Alert {
+        let alert = Alert {
             level: AlertLevel::Info,
             message,
             ..alert.clone()
         };
-        book.tell(&news);
+        let lost = book.tell(&alert);
         book.forget();
+        Some(Told { alert, lost })
+    }
+}
+
+/// News to be logged once no lock is held: whoever collects the log is a stranger.
+#[must_use]
+pub(super) struct Told {
+    alert: Alert,
+    lost: usize,
+}
+
+impl Told {
+    pub(super) fn log(&self) {
+        let Alert {
+            check,
+            level,
+            message,
+            ..
+        } = &self.alert;
+        if self.alert.is_resolved() {
+            tracing::info!(%check, "alert resolved: {message}");
+        } else {
+            tracing::warn!(%check, %level, "alert raised: {message}");
+        }
+        if self.lost > 0 {
+            let lost = self.lost;
+            tracing::error!(%check, "{lost} callbacks hang: this alert is lost to them");
+        }
     }
 }
 
 impl Book {
-    fn tell(&mut self, alert: &Alert) {
-        self.callbacks.retain(|callback| match callback.try_send(alert.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
-                tracing::error!(check = %alert.check, "an alert callback hangs, an alert is lost to it");
-                true
-            }
-            Err(TrySendError::Disconnected(_)) => false,
-        });
+    /// Queues the alert for every callback; how many of them have no room for it.
+    fn tell(&mut self, alert: &Alert) -> usize {
+        let mut lost = 0;
+        self.callbacks
+            .retain(|callback| match callback.try_send(alert.clone()) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_)) => {
+                    lost += 1;
+                    true
+                }
+                Err(TrySendError::Disconnected(_)) => false,
+            });
+        lost
     }
 
     /// Forgets the oldest resolved alerts; an open one is never forgotten.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
-use super::alert::{Alert, Alerts};
+use super::alert::{Alert, Alerts, Told};
 use super::check::{Check, ErrorClass, Finished, Runner};
 use super::threads::{Threads, lock};
 use crate::chance::Chance;
@@ -88,15 +88,18 @@ impl Monitor {
         });
         let mut registry = lock(&self.0.registry);
         let replaced = registry.checks.insert(name, Arc::clone(&entry));
-        if let Some(replaced) = &replaced {
-            self.0.end(replaced, "its check was replaced");
-        }
+        let replaced = replaced.map(|replaced| {
+            let told = self.0.end(&replaced, "its check was replaced");
+            (replaced, told)
+        });
         if registry.running {
             self.0.schedule(&entry);
         }
         // Dropping a check is its owner's code, which must find no lock held.
         drop(registry);
-        drop(replaced);
+        if let Some((_, Some(told))) = &replaced {
+            told.log();
+        }
         Ok(())
     }
 
@@ -105,9 +108,9 @@ impl Monitor {
     /// A run in flight is not waited for, and its result is not taken.
     pub fn unregister(&self, name: &str) -> bool {
         let removed = lock(&self.0.registry).checks.remove(name);
-        if let Some(entry) = &removed {
-            self.0.end(entry, "its check was unregistered");
-        }
+        let told = removed.as_ref();
+        let told = told.and_then(|entry| self.0.end(entry, "its check was unregistered"));
+        told.inspect(Told::log);
         removed.is_some()
     }
 
@@ -416,14 +419,13 @@ impl Shared {
     }
 
     /// Ends what a check has going, when its name is given up.
-    fn end(&self, entry: &Entry, reason: &str) {
+    fn end(&self, entry: &Entry, reason: &str) -> Option<Told> {
         let mut state = lock(&entry.state);
         state.is_registered = false;
         state.unschedule();
-        if state.incident.close().is_some() {
-            let message = format!("check {:?}: {reason}", entry.name);
-            self.alerts.resolve(&entry.name, message);
-        }
+        state.incident.close()?;
+        let message = format!("check {:?}: {reason}", entry.name);
+        self.alerts.resolve(&entry.name, message)
     }
 
     /// A flight to wait for, if the newest result may not be told as it is.
@@ -474,11 +476,11 @@ impl Shared {
         let outcome = &finished.outcome;
         // Told under the lock, which makes the order of the news that of the results; telling
         // only puts them in a queue.
-        match state.incident.record(outcome.status, threshold) {
-            None => {}
+        let told = match state.incident.record(outcome.status, threshold) {
+            None => None,
             Some(News::Resolved) => {
                 let message = format!("check {:?}: {} again", entry.name, outcome.status);
-                self.alerts.resolve(&entry.name, message);
+                self.alerts.resolve(&entry.name, message)
             }
             Some(News::Raised(level)) => {
                 let failures = state.incident.failures();
@@ -493,7 +495,7 @@ impl Shared {
                 if !outcome.message.is_empty() {
                     message = format!("{message}: {}", outcome.message);
                 }
-                self.alerts.raise(Alert {
+                Some(self.alerts.raise(Alert {
                     id: Uuid::new_v4(),
                     check: entry.name.clone(),
                     level,
@@ -502,14 +504,16 @@ impl Shared {
                     failures,
                     raised_at: wall_time(),
                     resolved_at: None,
-                });
+                }))
             }
-        }
+        };
         state.newest = Some(Newest {
             finished,
             at: self.clock.now(),
             wall: wall_time(),
         });
+        drop(state);
+        told.inspect(Told::log);
     }
 
     fn report(&self, entry: &Entry) -> Report {
