@@ -249,6 +249,20 @@ async fn a_connection_is_kept_from_run_to_run_and_replaced_when_the_server_ends_
 }
 
 #[tokio::test]
+async fn a_query_that_is_only_slow_is_healthy_on_a_kept_connection_too() {
+    let config = SqlConfig {
+        url: postgres().url(),
+        query: Some("SELECT pg_sleep(2.5)".to_owned()),
+    };
+    let check = Arc::new(Sql::new(config).unwrap());
+    for _ in 0..2 {
+        // More than half of the timeout, and less than the whole.
+        let finished = run_once(Arc::clone(&check) as _, SHORT * 2).await;
+        assert_eq!(finished.outcome.status, Status::Healthy, "{finished:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_sqlite_file_must_be_there_and_be_a_database_and_is_never_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a file.db");

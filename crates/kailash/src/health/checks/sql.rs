@@ -35,7 +35,7 @@ impl fmt::Debug for SqlConfig {
 
 /// A check that asks a PostgreSQL, MySQL, MariaDB or SQLite database a query.
 ///
-/// A kept connection that does not answer within half of the timeout is given up for a new one: a
+/// When a kept connection does not answer within half of the timeout, a new one is asked as well: a
 /// connection that some firewall forgot is no failure of the database. A SQLite file is opened anew
 /// each time, so that one which was removed or replaced is noticed, and is never made.
 ///
@@ -114,21 +114,50 @@ impl Sql {
         options: &C::Options,
     ) -> Result<(), Outcome> {
         let kept = lock(&server.kept).take();
-        if let Some(mut connection) = kept {
-            run.reached(Phase::Connected);
-            let answer = timeout(run.remaining() / 2, connection.ask(&self.query)).await;
-            match answer {
-                Ok(Ok(())) => {
-                    *lock(&server.kept) = Some(connection);
-                    return Ok(());
-                }
-                // The server's own error comes again on any connection.
-                Ok(Err(error @ sqlx::Error::Database(_))) if !is_leaving(&error) => {
-                    return Err(self.outcome(&error));
-                }
-                Ok(Err(_)) | Err(_) => drop(connection),
+        let connection = match kept {
+            Some(kept) => self.ask_kept(run, server, options, kept).await?,
+            None => self.ask_anew(run, server, options).await?,
+        };
+        *lock(&server.kept) = Some(connection);
+        Ok(())
+    }
+
+    /// Asks on the kept connection; on a new one too when that is broken, or late.
+    async fn ask_kept<C: Ask>(
+        &self,
+        run: &Run,
+        server: &Server<C>,
+        options: &C::Options,
+        mut connection: C,
+    ) -> Result<C, Outcome> {
+        run.reached(Phase::Connected);
+        let asking = async {
+            let answer = connection.ask(&self.query).await;
+            answer.map(|()| connection)
+        };
+        let mut asking = std::pin::pin!(asking);
+        match timeout(run.remaining() / 2, &mut asking).await {
+            Ok(Ok(connection)) => Ok(connection),
+            // The server's own error comes again on any connection.
+            Ok(Err(error @ sqlx::Error::Database(_))) if !is_leaving(&error) => {
+                Err(self.outcome(&error))
             }
+            Ok(Err(_)) => self.ask_anew(run, server, options).await,
+            Err(_) => tokio::select! {
+                biased;
+                // It was only slow.
+                Ok(connection) = &mut asking => Ok(connection),
+                answer = self.ask_anew(run, server, options) => answer,
+            },
         }
+    }
+
+    async fn ask_anew<C: Ask>(
+        &self,
+        run: &Run,
+        server: &Server<C>,
+        options: &C::Options,
+    ) -> Result<C, Outcome> {
         let connecting = C::connect(options);
         let connection = match &server.address {
             Some(address) => {
@@ -141,8 +170,7 @@ impl Sql {
         run.reached(Phase::Connected);
         let answer = connection.ask(&self.query).await;
         answer.map_err(|error| self.outcome(&error))?;
-        *lock(&server.kept) = Some(connection);
-        Ok(())
+        Ok(connection)
     }
 
     async fn open(&self, run: &Run, options: &SqliteConnectOptions) -> Result<(), Outcome> {
