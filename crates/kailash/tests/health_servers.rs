@@ -248,6 +248,45 @@ async fn a_connection_is_kept_from_run_to_run_and_replaced_when_the_server_ends_
     healthy(&check).await;
 }
 
+/// A way to a server that forgets its connections when told to, as a firewall does: what is sent on
+/// them is lost, and nobody hears of it. New ones are let through.
+fn forgetful(server: u16) -> (u16, Arc<AtomicUsize>) {
+    let forgotten = Arc::new(AtomicUsize::new(0));
+    let times = Arc::clone(&forgotten);
+    let (port, _) = serve(move |mut client| {
+        let mut server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+        let known_since = times.load(Ordering::SeqCst);
+        let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let mut sent = [0; 4096];
+        while let Ok(length @ 1..) = client.read(&mut sent) {
+            if times.load(Ordering::SeqCst) == known_since {
+                server.write_all(&sent[..length]).unwrap();
+            }
+        }
+    });
+    (port, forgotten)
+}
+
+#[tokio::test]
+async fn a_connection_that_a_firewall_forgot_is_replaced_within_the_run() {
+    let (port, forgotten) = forgetful(postgres().port());
+    let url = postgres().url();
+    let database = sql(&url.replace(&format!(":{}/", postgres().port()), &format!(":{port}/")));
+    let server = test_servers::Redis::start();
+    let (port, also_forgotten) = forgetful(server.port());
+    let cache = redis(&format!("redis://127.0.0.1:{port}"));
+    for _ in 0..2 {
+        let (database, cache) = (Arc::clone(&database), Arc::clone(&cache));
+        let limit = SHORT * 3;
+        let found = tokio::join!(run_once(database, limit), run_once(cache, limit));
+        assert_eq!(found.0.outcome.status, Status::Healthy, "{found:?}");
+        assert_eq!(found.1.outcome.status, Status::Healthy, "{found:?}");
+        forgotten.fetch_add(1, Ordering::SeqCst);
+        also_forgotten.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[tokio::test]
 async fn a_query_that_is_only_slow_is_healthy_on_a_kept_connection_too() {
     let config = SqlConfig {
