@@ -4,9 +4,7 @@ mod args;
 mod command;
 mod output;
 mod process;
-#[expect(dead_code, reason = "what the run command does with it follows")]
 mod run_file;
-#[expect(dead_code, reason = "what the run command does with it follows")]
 mod sandbox;
 
 use std::process::ExitCode;

@@ -2,11 +2,12 @@
 
 mod document;
 mod duration;
+mod plan;
 mod problem;
 mod schema;
 mod source;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -14,22 +15,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kailash::ConfigError;
+use kailash::bulkhead::{self, PartitionConfig, PartitionType};
 use kailash::circuit_breaker;
+use kailash::health::CheckConfig;
 use kailash::sql::DatabaseUrl;
+use kailash_workflow::rows::{ColumnType, Columns};
+use kailash_workflow::{Map, PlanError, Value};
 
 use document::Document;
 use duration::{ShareOrOff, Span, SpanOrOff};
-pub(crate) use schema::{Check, ColumnType, Connection, FaultKind, Node, Partition};
-
-/// The node types a run file can name.
-const NODE_TYPES: [&str; 4] = [
-    "SQLDatabaseNode",
-    "HTTPRequestNode",
-    "HealthCheckNode",
-    "SwitchNode",
-];
-/// The partitions that exist without being named.
-const PARTITIONS: [&str; 5] = ["critical", "database", "api", "compute", "background"];
+use plan::Wrong;
+pub(crate) use plan::{build, build_send};
+pub(crate) use schema::{CheckType, Connection, FaultKind};
 
 /// What a run does, found right.
 #[derive(Clone, Debug)]
@@ -38,7 +35,7 @@ pub(crate) struct RunFile {
     pub(crate) input: Option<Input>,
     pub(crate) database: Database,
     pub(crate) breakers: Vec<(String, circuit_breaker::Config)>,
-    pub(crate) partitions: Vec<(String, Partition)>,
+    pub(crate) partitions: Vec<PartitionConfig>,
     pub(crate) checks: Vec<Check>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) connections: Vec<Connection>,
@@ -50,9 +47,26 @@ pub(crate) struct RunFile {
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     pub(crate) csv: PathBuf,
-    pub(crate) key: String,
     pub(crate) concurrency: usize,
-    pub(crate) columns: BTreeMap<String, ColumnType>,
+    pub(crate) columns: Columns,
+}
+
+/// A node of the graph, as the builder takes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) node_type: String,
+    /// What its type takes, and its policies.
+    pub(crate) config: Map,
+}
+
+/// A dependency to look at.
+#[derive(Clone, Debug)]
+pub(crate) struct Check {
+    pub(crate) name: String,
+    pub(crate) check_type: CheckType,
+    pub(crate) url: String,
+    pub(crate) config: CheckConfig,
 }
 
 /// Where nodes store.
@@ -172,26 +186,24 @@ impl<'t> Reader<'t> {
     fn run_file(&mut self, path: &Path) -> RunFile {
         self.document.only(&schema::SECTIONS);
         let folder = path.parent().unwrap_or(Path::new(""));
-        let breakers = self.breakers();
-        let partitions = self.named("partitions");
-        let nodes = self.nodes();
-        let input = self.input(folder);
+        let file = RunFile {
+            path: path.to_owned(),
+            input: self.input(folder),
+            database: self.database(path),
+            breakers: self.breakers(),
+            partitions: self.partitions(),
+            checks: self.checks(),
+            nodes: self.nodes(),
+            connections: self.connections(),
+            outbox: self.outbox(),
+            sandbox: self.sandbox(),
+        };
         if !self.document.has(&["nodes"]) {
             let why = "there are no [[nodes]], so there is nothing to run";
             self.document.complain(&[], why);
         }
-        RunFile {
-            path: path.to_owned(),
-            database: self.database(path),
-            checks: self.checks(),
-            connections: self.connections(&nodes),
-            outbox: self.outbox(&nodes, input.is_some()),
-            sandbox: self.sandbox(),
-            input,
-            breakers,
-            partitions,
-            nodes,
-        }
+        self.check_plan(&file);
+        file
     }
 
     fn input(&mut self, folder: &Path) -> Option<Input> {
@@ -204,12 +216,20 @@ impl<'t> Reader<'t> {
             let path = ["input", "key"];
             self.document.unknown(&path, "column", &read.key, &columns);
         }
+        // In the order of the file, which the table by name has lost.
+        let order = self.document.names(&["input", "columns"]);
+        let types = order.into_iter().filter_map(|name| {
+            let column = column_type(*read.columns.get(&name)?);
+            Some((name, column))
+        });
         let path = ["input", "concurrency"];
         Some(Input {
             csv: folder.join(&read.csv),
-            key: read.key,
             concurrency: self.whole(&path, read.concurrency, 64, 1..=10_000),
-            columns: read.columns,
+            columns: Columns {
+                types: types.collect(),
+                key: read.key,
+            },
         })
     }
 
@@ -249,6 +269,26 @@ impl<'t> Reader<'t> {
         self.document.reject(&[section, name, field], allowed);
     }
 
+    fn partitions(&mut self) -> Vec<PartitionConfig> {
+        let defaults = bulkhead::Manager::with_defaults();
+        let named: Vec<(String, schema::Partition)> = self.named("partitions");
+        let mut partitions = Vec::new();
+        for (name, settings) in named {
+            let known = defaults.get(&name).map(|partition| partition.config());
+            let base = match (settings.partition_type, known) {
+                (None, Ok(known)) => known,
+                (None, Err(_)) => PartitionConfig::new(&name, PartitionType::Custom),
+                (Some(chosen), _) => PartitionConfig::new(&name, partition_type(chosen)),
+            };
+            let config = partition(settings, base);
+            match config.validate() {
+                Ok(_) => partitions.push(config),
+                Err(error) => self.out_of_range("partitions", &name, error),
+            }
+        }
+        partitions
+    }
+
     /// The tables of `[section.NAME]`.
     fn named<T: serde::de::DeserializeOwned>(&mut self, section: &str) -> Vec<(String, T)> {
         let mut named = Vec::new();
@@ -273,47 +313,54 @@ impl<'t> Reader<'t> {
     fn nodes(&mut self) -> Vec<Node> {
         let breakers = self.document.names(&["breakers"]);
         let mut partitions = self.document.names(&["partitions"]);
-        for name in PARTITIONS.map(str::to_owned) {
-            if !partitions.contains(&name) {
-                partitions.push(name);
+        for partition in bulkhead::Manager::with_defaults().partitions() {
+            if !partitions.iter().any(|name| name == partition.name()) {
+                partitions.push(partition.name().to_owned());
             }
         }
-        let types = NODE_TYPES.map(str::to_owned);
-        let mut ids = HashSet::new();
-        let nodes: Vec<(String, Node)> = self.elements("nodes");
-        for (index, node) in &nodes {
-            let at = |key| ["nodes", index, key];
-            if !ids.insert(node.id.as_str()) {
-                let why = format!("two nodes are called `{}`", node.id);
-                self.document.complain(&at("id"), &why);
+        let read: Vec<(String, serde_json::Value)> = self.elements("nodes");
+        let mut nodes = Vec::new();
+        for (index, json) in read {
+            let Value::Map(mut config) = Value::from(json) else {
+                self.document.reject(&["nodes", &index], "a table");
+                continue;
+            };
+            for (key, what, known) in [
+                ("breaker", "breaker", &breakers),
+                ("partition", "partition", &partitions),
+            ] {
+                let name = config.get(key).and_then(Value::as_text);
+                if let Some(name) = name.filter(|name| !known.iter().any(|known| known == name)) {
+                    self.document
+                        .unknown(&["nodes", &index, key], what, name, known);
+                }
             }
-            if !types.contains(&node.r#type) {
-                self.document
-                    .unknown(&at("type"), "node type", &node.r#type, &types);
-            }
-            if let Some(name) = node
-                .breaker
-                .as_ref()
-                .filter(|name| !breakers.contains(name))
-            {
-                let path = at("breaker");
-                self.document.unknown(&path, "breaker", name, &breakers);
-            }
-            let partition = node.partition.as_ref();
-            if let Some(name) = partition.filter(|name| !partitions.contains(name)) {
-                let path = at("partition");
-                self.document.unknown(&path, "partition", name, &partitions);
-            }
-            if node.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
-                self.document
-                    .reject(&at("timeout"), "a duration above zero");
-            }
+            let mut text = |key| match config.shift_remove(key) {
+                Some(Value::Text(text)) => text,
+                Some(_) => {
+                    let path = ["nodes", &index, key];
+                    self.document.reject(&path, "a text in quotes");
+                    String::new()
+                }
+                None => {
+                    let why = format!("the key `{key}` is missing");
+                    self.document.complain(&["nodes", &index], &why);
+                    String::new()
+                }
+            };
+            nodes.push(Node {
+                id: text("id"),
+                node_type: text("type"),
+                config,
+            });
         }
-        nodes.into_iter().map(|(_, node)| node).collect()
+        nodes
     }
 
-    fn connections(&mut self, nodes: &[Node]) -> Vec<Connection> {
-        let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
+    fn connections(&mut self) -> Vec<Connection> {
+        let nodes: Vec<(String, serde_json::Value)> = self.elements("nodes");
+        let ids = nodes.iter().filter_map(|(_, node)| node["id"].as_str());
+        let ids: Vec<String> = ids.map(str::to_owned).collect();
         let connections: Vec<(String, Connection)> = self.elements("connections");
         for (index, connection) in &connections {
             for (key, id) in [("from", &connection.from), ("to", &connection.to)] {
@@ -326,23 +373,119 @@ impl<'t> Reader<'t> {
         connections.into_iter().map(|(_, read)| read).collect()
     }
 
-    fn checks(&mut self) -> Vec<Check> {
-        let checks: Vec<(String, Check)> = self.elements("checks");
-        let mut names = HashSet::new();
-        for (index, check) in &checks {
-            if !names.insert(check.name.as_str()) {
-                let why = format!("two checks are called `{}`", check.name);
-                self.document.complain(&["checks", index, "name"], &why);
-            }
-            if check.r#type != schema::CheckType::Memory && check.url.is_none() {
-                let why = "the key `url` is missing";
-                self.document.complain(&["checks", index], why);
+    /// Builds the graph once, to find what is wrong with it.
+    fn check_plan(&mut self, file: &RunFile) {
+        if !self.document.problems.is_empty() {
+            // The graph of what could be read is not the graph of the file.
+            return;
+        }
+        let mut roots = vec!["database".to_owned()];
+        roots.extend(file.input.is_some().then(|| "row".to_owned()));
+        roots.extend(file.sandbox.is_some().then(|| "sandbox".to_owned()));
+        for (index, node) in file.nodes.iter().enumerate() {
+            let index = index.to_string();
+            for (key, value) in &node.config {
+                let path = ["nodes", &index, key];
+                for (root, field) in plan::places(value) {
+                    let columns = file.input.as_ref().map(|input| &input.columns.types);
+                    let names = match (&*root, columns) {
+                        ("row", Some(columns)) => {
+                            columns.iter().map(|(name, _)| name.clone()).collect()
+                        }
+                        ("sandbox" | "database", _) => vec!["url".to_owned()],
+                        _ => continue,
+                    };
+                    if !roots.contains(&root) {
+                        let why = format!("`{root}` needs a section [{root}]");
+                        self.document.complain(&path, &why);
+                    } else if !names.contains(&field) {
+                        let what = format!("field of `{root}`");
+                        self.document.unknown(&path, &what, &field, &names);
+                    }
+                }
             }
         }
-        checks.into_iter().map(|(_, check)| check).collect()
+        if let Err(wrong) = plan::build(file, None) {
+            self.wrong_plan(wrong);
+        }
     }
 
-    fn outbox(&mut self, nodes: &[Node], has_input: bool) -> Option<Outbox> {
+    fn wrong_plan(&mut self, wrong: Wrong) {
+        let (section, index, error) = match wrong {
+            Wrong::Node(index, error) => ("nodes", index.to_string(), error),
+            Wrong::Connection(index, error) => ("connections", index.to_string(), error),
+            Wrong::Whole(error) => ("connections", String::new(), error),
+        };
+        let document = &mut self.document;
+        match error {
+            PlanError::UnknownType {
+                node_type, known, ..
+            } => document.unknown(&[section, &index, "type"], "node type", &node_type, &known),
+            PlanError::DuplicateNode { id } => {
+                let why = format!("another node is called `{id}`");
+                document.complain(&[section, &index, "id"], &why);
+            }
+            PlanError::UnknownPort {
+                node,
+                port,
+                direction,
+                known,
+                ..
+            } => {
+                let what = format!("{direction} of `{node}`");
+                document.unknown(&[section, &index, direction], &what, &port, &known);
+            }
+            PlanError::Config { problem, .. } => {
+                let key = problem.key.split('.').next().unwrap_or_default();
+                let path = [section, &index, key];
+                match problem.message.strip_prefix("unknown key, known are ") {
+                    Some(known) => {
+                        let known = known.split(", ").map(str::to_owned);
+                        let known: Vec<String> =
+                            known.chain(plan::POLICIES.map(str::to_owned)).collect();
+                        document.unknown(&path, "key", key, &known);
+                    }
+                    None => document.complain(&path, &problem.message),
+                }
+            }
+            error => document.complain(&[section], &error.to_string()),
+        }
+    }
+
+    fn checks(&mut self) -> Vec<Check> {
+        let read: Vec<(String, schema::Check)> = self.elements("checks");
+        let mut names = HashSet::new();
+        let mut checks = Vec::new();
+        for (index, check) in read {
+            if !names.insert(check.name.clone()) {
+                let why = format!("another check is called `{}`", check.name);
+                self.document.complain(&["checks", &index, "name"], &why);
+            }
+            if check.r#type != CheckType::Memory && check.url.is_none() {
+                let why = "the key `url` is missing";
+                self.document.complain(&["checks", &index], why);
+            }
+            let default = CheckConfig::default();
+            let config = CheckConfig {
+                timeout: check.timeout.map_or(default.timeout, |span| span.0),
+                critical: check.critical.unwrap_or(default.critical),
+                check_interval: check.check_interval.map(|span| span.0),
+                alert_threshold: check.alert_threshold.map(|given| count(Some(given), 0)),
+            };
+            if let Err(error) = config.validate() {
+                self.out_of_range("checks", &index, error);
+            }
+            checks.push(Check {
+                name: check.name,
+                check_type: check.r#type,
+                url: check.url.unwrap_or_default(),
+                config,
+            });
+        }
+        checks
+    }
+
+    fn outbox(&mut self) -> Option<Outbox> {
         let read: schema::Outbox = self.document.read(&["outbox"])?;
         let starts = read.table.starts_with(|c: char| c.is_ascii_alphabetic());
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -350,16 +493,18 @@ impl<'t> Reader<'t> {
             let allowed = "a letter, then letters, digits and underscores, at most 63";
             self.document.reject(&["outbox", "table"], allowed);
         }
-        if !has_input && !self.document.has(&["input"]) {
+        if !self.document.has(&["input"]) {
             let why = "an outbox needs the rows of an [input]";
             self.document.complain(&["outbox"], why);
         }
+        let nodes: Vec<(String, serde_json::Value)> = self.elements("nodes");
         for (key, id, needed) in [
             ("store", &read.store, "SQLDatabaseNode"),
             ("send", &read.send, "HTTPRequestNode"),
         ] {
-            let fitting = nodes.iter().filter(|node| node.r#type == needed);
-            let fitting: Vec<String> = fitting.map(|node| node.id.clone()).collect();
+            let fitting = nodes.iter().filter(|(_, node)| node["type"] == needed);
+            let ids = fitting.filter_map(|(_, node)| node["id"].as_str());
+            let fitting: Vec<String> = ids.map(str::to_owned).collect();
             if !fitting.contains(id) {
                 let what = format!("node of type {needed}");
                 self.document.unknown(&["outbox", key], &what, id, &fitting);
@@ -490,4 +635,55 @@ fn breaker(settings: schema::Breaker) -> circuit_breaker::Config {
 fn count(given: Option<i64>, default: u32) -> u32 {
     let Some(given) = given else { return default };
     u32::try_from(given).unwrap_or(if given < 0 { 0 } else { u32::MAX })
+}
+
+fn partition(settings: schema::Partition, base: PartitionConfig) -> PartitionConfig {
+    let optional = |given: Option<i64>, base: Option<u32>| match given {
+        None => base,
+        given => Some(count(given, 0)),
+    };
+    let priority = settings.priority.unwrap_or(i64::from(base.priority));
+    PartitionConfig {
+        max_concurrent_operations: count(
+            settings.max_concurrent_operations,
+            base.max_concurrent_operations,
+        ),
+        queue_size: count(settings.queue_size, base.queue_size),
+        timeout: settings.timeout.map_or(base.timeout, |span| span.0),
+        priority: u8::try_from(priority).unwrap_or(0),
+        max_threads: optional(settings.max_threads, base.max_threads),
+        max_connections: optional(settings.max_connections, base.max_connections),
+        evict_lower_priority: settings
+            .evict_lower_priority
+            .unwrap_or(base.evict_lower_priority),
+        ..base
+    }
+}
+
+fn partition_type(chosen: schema::PartitionType) -> PartitionType {
+    use schema::PartitionType as Chosen;
+    match chosen {
+        Chosen::CpuBound => PartitionType::CpuBound,
+        Chosen::IoBound => PartitionType::IoBound,
+        Chosen::Critical => PartitionType::Critical,
+        Chosen::Background => PartitionType::Background,
+        Chosen::Custom => PartitionType::Custom,
+        Chosen::Database => PartitionType::Database,
+        Chosen::Api => PartitionType::Api,
+    }
+}
+
+fn column_type(chosen: schema::ColumnType) -> ColumnType {
+    use schema::ColumnType as Chosen;
+    match chosen {
+        Chosen::Text => ColumnType::Text,
+        Chosen::Int => ColumnType::Int,
+        Chosen::Float => ColumnType::Float,
+        Chosen::Decimal => ColumnType::Decimal,
+        Chosen::Bool => ColumnType::Bool,
+        Chosen::Date => ColumnType::Date,
+        Chosen::Time => ColumnType::Time,
+        Chosen::DateTime => ColumnType::DateTime,
+        Chosen::Uuid => ColumnType::Uuid,
+    }
 }

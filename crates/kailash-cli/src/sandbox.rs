@@ -58,7 +58,7 @@ pub(crate) struct ListenError {
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, error } = self;
-        write!(f, "error: sandbox: cannot listen at {address}: {error}")
+        write!(f, "sandbox: cannot listen at {address}: {error}")
     }
 }
 

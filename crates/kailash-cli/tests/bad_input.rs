@@ -26,14 +26,14 @@ partition_type = "api"
 [[nodes]]
 id = "store"
 type = "SQLDatabaseNode"
-config.query = "INSERT INTO rows (id, name) VALUES (:id, :name)"
+query = "INSERT INTO rows (id, name) VALUES (:id, :name)"
 
 [[nodes]]
 id = "announce"
 type = "HTTPRequestNode"
 breaker = "notify"
 partition = "api"
-config.url = "${sandbox.url}/rows"
+url = "${sandbox.url}/rows"
 
 [[connections]]
 from = "store"

@@ -2,7 +2,8 @@
 //!
 //! A [`WorkflowBuilder`] assembles [`Node`]s into a [`Workflow`], whose plan is checked as a whole. A
 //! [`LocalRuntime`] runs it: independent nodes at the same time, each behind the [`Policies`] it names.
-//! [`Items`] runs it once per item of a stream.
+//! [`Items`] runs it once per item of a stream, such as the [`rows`] of a file; an [`outbox`] makes sure that
+//! what one node stored is sent by another.
 
 mod builder;
 mod duration;
@@ -11,7 +12,9 @@ mod expression;
 mod graph;
 mod node;
 pub mod nodes;
+pub mod outbox;
 mod policy;
+pub mod rows;
 mod run;
 mod runtime;
 mod value;

@@ -16,12 +16,12 @@ pub(crate) fn run(file: &File) -> ExitCode {
     };
     let runtime = match process::runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return output::could_not_run(error),
+        Err(error) => return output::could_not_run(format_args!("error: {error}")),
     };
     runtime.block_on(async {
         let mut interrupts = match Interrupts::listen() {
             Ok(interrupts) => interrupts,
-            Err(error) => return output::could_not_run(error),
+            Err(error) => return output::could_not_run(format_args!("error: {error}")),
         };
         match Sandbox::start(schedule).await {
             Ok(sandbox) => {
@@ -29,7 +29,7 @@ pub(crate) fn run(file: &File) -> ExitCode {
                 interrupts.next().await;
                 ExitCode::SUCCESS
             }
-            Err(error) => output::could_not_run(error),
+            Err(error) => output::could_not_run(format_args!("error: {error}")),
         }
     })
 }

@@ -115,7 +115,7 @@ pub(crate) struct Check {
     pub(crate) r#type: CheckType,
     /// What to look at; `${database.url}` and `${sandbox.url}` may stand in it.
     pub(crate) url: Option<String>,
-    pub(crate) interval: Option<Span>,
+    pub(crate) check_interval: Option<Span>,
     pub(crate) timeout: Option<Span>,
     pub(crate) critical: Option<bool>,
     pub(crate) alert_threshold: Option<i64>,
@@ -131,43 +131,15 @@ pub(crate) enum CheckType {
     Memory,
 }
 
-/// `[[nodes]]`: a step of the graph and the policies around it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Node {
-    pub(crate) id: String,
-    pub(crate) r#type: String,
-    /// What the node's type takes; texts may hold `${row.COLUMN}` and the like.
-    #[serde(default)]
-    pub(crate) config: serde_json::Map<String, serde_json::Value>,
-    pub(crate) breaker: Option<String>,
-    pub(crate) partition: Option<String>,
-    pub(crate) timeout: Option<Span>,
-    pub(crate) retries: Option<Retries>,
-    pub(crate) fallback: Option<serde_json::Value>,
-}
-
-/// How often and how fast a failed node is tried again.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Retries {
-    /// Attempts after the first.
-    pub(crate) count: i64,
-    pub(crate) delay: Option<Span>,
-    pub(crate) max_delay: Option<Span>,
-    pub(crate) multiplier: Option<f64>,
-    pub(crate) jitter: Option<f64>,
-}
-
 /// `[[connections]]`: from a port of one node to a port of another.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Connection {
     pub(crate) from: String,
-    /// The port of `from`, `result` if not said.
+    /// The port of `from`, `result` if only `input` is said.
     pub(crate) output: Option<String>,
     pub(crate) to: String,
-    /// The port of `to`, `input` if not said.
+    /// The port of `to`, `input` if only `output` is said; with neither, `to` just runs after `from`.
     pub(crate) input: Option<String>,
 }
 

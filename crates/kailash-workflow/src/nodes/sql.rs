@@ -378,7 +378,7 @@ impl Node for SqlDatabase {
     }
 }
 
-fn read_statements(statements: Value) -> Result<Vec<Statement>, NodeError> {
+pub(crate) fn read_statements(statements: Value) -> Result<Vec<Statement>, NodeError> {
     let Value::List(list) = statements else {
         let message = format!(
             "statements is {}, allowed is a list of maps",
@@ -398,7 +398,7 @@ fn read_statements(statements: Value) -> Result<Vec<Statement>, NodeError> {
     list.into_iter().enumerate().map(read).collect()
 }
 
-fn read_statement(mut map: Map) -> Result<Statement, NodeError> {
+pub(crate) fn read_statement(mut map: Map) -> Result<Statement, NodeError> {
     let query = match map.swap_remove("query") {
         Some(Value::Text(query)) => query,
         Some(other) => {

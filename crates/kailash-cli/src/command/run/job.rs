@@ -1,0 +1,501 @@
+//! The items of a run: each row goes through the graph once, and what the outbox keeps is sent.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures_util::stream;
+use kailash::bulkhead::Partition;
+use kailash::circuit_breaker::CircuitBreaker;
+use kailash_workflow::outbox::{Delivery, Ended, Outbox, Relay, Unsent};
+use kailash_workflow::rows::{Row, Rows};
+use kailash_workflow::{Inputs, Items, LocalRuntime, Map, NodeError, NodeResult, Prepared, Value};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::input::{self, Parcel};
+use crate::output::{Counts, Log};
+use crate::run_file::RunFile;
+
+/// How long a row waits for a breaker or a partition that does not say how long.
+const LOOK: Duration = Duration::from_millis(20);
+/// How many failures of one kind are shown.
+const SHOWN: u64 = 3;
+
+/// What all rows share.
+pub(crate) struct Job {
+    pub(crate) log: Log,
+    file: RunFile,
+    runtime: LocalRuntime,
+    workflow: Prepared,
+    mail: Option<Mail>,
+    values: Map,
+    stopped: watch::Sender<bool>,
+    read: AtomicU64,
+    rejected_lines: AtomicU64,
+    failed: AtomicU64,
+    /// Rows that are stored, or done where there is no outbox.
+    stored: AtomicU64,
+    /// Rows that were sent before this run.
+    sent_before: AtomicU64,
+    /// Rows that were not begun, or given up while they waited to be stored.
+    left: AtomicBool,
+    newest_stored: Mutex<Instant>,
+    failures: Mutex<HashMap<String, u64>>,
+    /// Keys that the relay sent, which a row read later would count again.
+    relayed: Mutex<HashSet<String>>,
+}
+
+/// The outbox and its ends.
+pub(super) struct Mail {
+    pub(super) outbox: Outbox,
+    pub(super) relay: Relay,
+    pub(super) store: String,
+    pub(super) send: String,
+    pub(super) sending: Prepared,
+    pub(super) give_up_after: Duration,
+    pub(super) unsent_before: u64,
+    /// Whether no row was ever stored, so that none needs to be looked up.
+    pub(super) is_new: bool,
+}
+
+impl Job {
+    pub(super) fn new(
+        file: RunFile,
+        runtime: LocalRuntime,
+        workflow: Prepared,
+        mail: Option<Mail>,
+        values: Map,
+        log: Log,
+    ) -> Self {
+        Self {
+            log,
+            file,
+            runtime,
+            workflow,
+            mail,
+            values,
+            stopped: watch::Sender::new(false),
+            read: AtomicU64::new(0),
+            rejected_lines: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            sent_before: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+            newest_stored: Mutex::new(Instant::now()),
+            failures: Mutex::default(),
+            relayed: Mutex::default(),
+        }
+    }
+
+    /// Admits no more rows; what is in flight ends as it would.
+    pub(super) fn stop(&self) {
+        self.stopped.send_replace(true);
+        if let Some(mail) = &self.mail {
+            mail.relay.stop();
+        }
+    }
+
+    /// The breakers of the file.
+    pub(crate) fn breakers(&self) -> Vec<CircuitBreaker> {
+        let names = self.file.breakers.iter();
+        let breakers = names.filter_map(|(name, _)| self.runtime.breakers().get(name));
+        breakers.collect()
+    }
+
+    /// The partitions of the file.
+    pub(crate) fn partitions(&self) -> Vec<Partition> {
+        let configs = self.file.partitions.iter();
+        let partitions = configs.filter_map(|it| self.runtime.partitions().get(&it.name).ok());
+        partitions.collect()
+    }
+
+    /// The input's name for people.
+    pub(crate) fn name(&self) -> String {
+        let path = match &self.file.input {
+            Some(input) => &input.csv,
+            None => &self.file.path,
+        };
+        path.display().to_string()
+    }
+
+    /// Where the lines are kept that do not fit, if there are any.
+    pub(super) fn rejects(&self) -> Option<PathBuf> {
+        let count = self.rejected_lines.load(Ordering::Relaxed);
+        (count > 0).then(|| self.rejects_path())
+    }
+
+    fn rejects_path(&self) -> PathBuf {
+        let csv = self.file.input.as_ref().map(|input| input.csv.clone());
+        csv.unwrap_or_default().with_extension("rejects.csv")
+    }
+
+    /// The longest time from storing a row to its announcement.
+    pub(super) fn longest_wait(&self) -> Option<Duration> {
+        let mail = self.mail.as_ref()?;
+        Some(mail.relay.snapshot().longest_wait)
+    }
+
+    /// How far it is, without asking the database.
+    pub(crate) fn counts_so_far(&self) -> Counts {
+        let stored = self.stored.load(Ordering::Relaxed);
+        let sent = self
+            .mail
+            .as_ref()
+            .map_or(0, |mail| mail.relay.snapshot().sent);
+        let announced = self.sent_before.load(Ordering::Relaxed) + sent;
+        Counts {
+            read: self.read.load(Ordering::Relaxed),
+            stored,
+            announced,
+            rejected_lines: self.rejected_lines.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            pending: match &self.mail {
+                None => 0,
+                Some(_) => stored.saturating_sub(announced),
+            },
+            is_left: self.left.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How far it came.
+    pub(super) async fn counts(&self) -> Counts {
+        let mut counts = self.counts_so_far();
+        if let Some(mail) = &self.mail {
+            match mail.outbox.count_unsent().await {
+                Ok(unsent) => counts.pending = unsent,
+                Err(error) => self.log.note(format_args!("database: {error}")),
+            }
+        }
+        counts
+    }
+
+    fn inputs(&self, row: &Row) -> Inputs {
+        let mut values = self.values.clone();
+        values.insert("row".to_owned(), Value::Map(row.values.clone()));
+        Inputs::new(values)
+    }
+
+    /// Notes a failure: the first of each kind is shown.
+    fn fail(&self, what: &str, error: &str) {
+        let mut failures = lock(&self.failures);
+        let count = failures.entry(what.to_owned()).or_default();
+        *count += 1;
+        if *count <= SHOWN {
+            self.log.note(format_args!("{what}: {error}"));
+        }
+        if *count == SHOWN {
+            self.log.note(format_args!(
+                "{what}: further failures are counted, not shown"
+            ));
+        }
+    }
+
+    async fn item(&self, row: Row) {
+        match &self.mail {
+            None => self.run_once(&row).await,
+            Some(mail) => self.store_and_send(mail, row).await,
+        }
+    }
+
+    async fn run_once(&self, row: &Row) {
+        let run = self.workflow.run(&self.inputs(row)).await;
+        let mut is_failed = false;
+        for (id, result) in &run.results {
+            if let NodeResult::Failed(error) = result {
+                is_failed = true;
+                self.fail(
+                    &format!("node {id}"),
+                    &format!("line {}: {error}", row.line),
+                );
+            }
+        }
+        let counter = if is_failed {
+            &self.failed
+        } else {
+            &self.stored
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn store_and_send(&self, mail: &Mail, row: Row) {
+        let held = mail.relay.hold(&row.key);
+        let mut inputs = self.inputs(&row);
+        let store_inputs = Map::from_iter([
+            ("item_key".to_owned(), Value::from(row.key.as_str())),
+            ("payload".to_owned(), Value::from(row.to_json())),
+        ]);
+        inputs.nodes.insert(mail.store.clone(), store_inputs);
+        loop {
+            let begun_at = SystemTime::now();
+            let mut run = self.workflow.run(&inputs).await;
+            let error = match run.results.swap_remove(&mail.store) {
+                Some(NodeResult::Done {
+                    instead_of: None, ..
+                }) => {
+                    self.stored.fetch_add(1, Ordering::Relaxed);
+                    *lock(&self.newest_stored) = Instant::now();
+                    match run.results.get(&mail.send).map(delivery) {
+                        Some(Delivery::Sent) => {
+                            held.sent(begun_at).await;
+                        }
+                        Some(Delivery::Refused) => {
+                            self.refused(&row.key, run.results.get(&mail.send));
+                            held.refused();
+                        }
+                        Some(Delivery::Failed) | None => {}
+                    }
+                    return;
+                }
+                Some(
+                    NodeResult::Done {
+                        instead_of: Some(error),
+                        ..
+                    }
+                    | NodeResult::Failed(error),
+                ) => error,
+                Some(NodeResult::Skipped { because }) => {
+                    NodeError::execution(format!("skipped because of {because}"))
+                }
+                None => NodeError::execution("it is not part of the graph"),
+            };
+            if let Some(wait) = refused_for(&error) {
+                if lock(&self.newest_stored).elapsed() > mail.give_up_after {
+                    self.fail(
+                        &format!("node {}", mail.store),
+                        &format!("gave up: {error}"),
+                    );
+                    self.left.store(true, Ordering::Relaxed);
+                    self.stop();
+                    return;
+                }
+                tokio::select! {
+                    () = sleep(wait) => continue,
+                    () = self.stopped() => {
+                        self.left.store(true, Ordering::Relaxed);
+                        return;
+                    }
+                }
+            }
+            // It may have been stored all the same: by another process, or before the answer was lost.
+            let found = mail.outbox.find(std::slice::from_ref(&row.key)).await;
+            if found.is_ok_and(|found| found.contains_key(&row.key)) {
+                self.stored.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            let what = format!("node {}", mail.store);
+            self.fail(&what, &format!("line {}: {error}", row.line));
+            return;
+        }
+    }
+
+    /// Sends a row that is stored already.
+    async fn send_again(&self, unsent: Unsent) -> Delivery {
+        let (Some(mail), Some(input)) = (&self.mail, &self.file.input) else {
+            return Delivery::Refused;
+        };
+        let Some(row) = input.columns.from_json(&unsent.payload) else {
+            let error = "its payload does not fit [input.columns]";
+            self.fail(&format!("outbox row {}", unsent.key), error);
+            return Delivery::Refused;
+        };
+        let run = mail.sending.run(&self.inputs(&row)).await;
+        let result = run.results.get(&mail.send);
+        let delivery = result.map_or(Delivery::Failed, delivery);
+        match delivery {
+            Delivery::Refused => self.refused(&unsent.key, result),
+            Delivery::Sent => {
+                lock(&self.relayed).insert(unsent.key);
+            }
+            Delivery::Failed => {}
+        }
+        delivery
+    }
+
+    fn refused(&self, key: &str, result: Option<&NodeResult>) {
+        let why = match result {
+            Some(NodeResult::Done { outputs, .. }) => match outputs.get("status_code") {
+                Some(status) => format!("status {status}"),
+                None => "no status".to_owned(),
+            },
+            Some(NodeResult::Failed(error)) => error.to_string(),
+            _ => "it was skipped".to_owned(),
+        };
+        let send = self.mail.as_ref().map_or("", |mail| &mail.send);
+        self.fail(
+            &format!("node {send}"),
+            &format!("{key} was refused: {why}"),
+        );
+    }
+
+    /// The rows of a parcel that are new.
+    async fn receive(&self, parcel: Parcel) -> VecDeque<Row> {
+        match parcel {
+            Parcel::Rows(rows) => {
+                self.read.fetch_add(rows.len() as u64, Ordering::Relaxed);
+                self.new_rows(rows).await
+            }
+            Parcel::Rejected => {
+                self.read.fetch_add(1, Ordering::Relaxed);
+                self.rejected_lines.fetch_add(1, Ordering::Relaxed);
+                VecDeque::new()
+            }
+            Parcel::Broken => {
+                self.left.store(true, Ordering::Relaxed);
+                VecDeque::new()
+            }
+        }
+    }
+
+    /// Returns once the run is stopped.
+    async fn stopped(&self) {
+        let mut stopped = self.stopped.subscribe();
+        // The sender lives as long as this.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    }
+
+    /// Leaves out the rows that earlier runs stored.
+    async fn new_rows(&self, rows: Vec<Row>) -> VecDeque<Row> {
+        let Some(mail) = self.mail.as_ref().filter(|mail| !mail.is_new) else {
+            return rows.into();
+        };
+        let keys: Vec<String> = rows.iter().map(|row| row.key.clone()).collect();
+        // Where the look-up fails, storing fails too, and looks again.
+        let found = mail.outbox.find(&keys).await.unwrap_or_default();
+        let relayed = lock(&self.relayed);
+        let (mut stored, mut sent) = (0, 0);
+        let rows = rows.into_iter().filter(|row| match found.get(&row.key) {
+            None => true,
+            Some(is_sent) => {
+                stored += 1;
+                sent += u64::from(*is_sent && !relayed.contains(&row.key));
+                false
+            }
+        });
+        let rows = rows.collect();
+        self.stored.fetch_add(stored, Ordering::Relaxed);
+        self.sent_before.fetch_add(sent, Ordering::Relaxed);
+        rows
+    }
+}
+
+/// Runs every row, and sends what the outbox keeps, until all is done or the run is stopped.
+pub(super) async fn run(job: &Arc<Job>, rows: Option<Rows>) {
+    let relay = job.mail.as_ref().map(|mail| {
+        if mail.unsent_before > 0 {
+            let count = mail.unsent_before;
+            job.log.note(format_args!(
+                "{count} stored by an earlier run are still to be announced"
+            ));
+        }
+        let job = Arc::clone(job);
+        let relay = mail.relay.clone();
+        tokio::spawn(async move {
+            let send = |row| {
+                let job = Arc::clone(&job);
+                async move { job.send_again(row).await }
+            };
+            relay.run(send).await
+        })
+    });
+    match rows {
+        Some(rows) => run_rows(job, rows).await,
+        None => {
+            let row = Row {
+                line: 0,
+                key: String::new(),
+                values: Map::new(),
+            };
+            job.item(row).await;
+        }
+    }
+    let (Some(mail), Some(relay)) = (&job.mail, relay) else {
+        return;
+    };
+    mail.relay.finish();
+    match relay.await {
+        Ok(Ended::GaveUp) => {
+            let seconds = mail.give_up_after.as_secs_f64();
+            let send = &mail.send;
+            job.log.note(format_args!(
+                "node {send}: gave up after {seconds} s without one success, the rest is left for the next run"
+            ));
+        }
+        Ok(Ended::Done | Ended::Stopped) => {}
+        Err(error) => job.log.note(format_args!("the relay failed: {error}")),
+    }
+}
+
+async fn run_rows(job: &Arc<Job>, rows: Rows) {
+    let Some(input) = &job.file.input else { return };
+    let parcels = input::read(rows, input.csv.clone(), job.rejects_path(), job.log.clone());
+    let source = (Arc::clone(job), parcels, VecDeque::new());
+    let rows = stream::unfold(source, async |(job, mut parcels, mut rows)| {
+        while rows.is_empty() {
+            rows = job.receive(parcels.recv().await?).await;
+        }
+        Some((rows.pop_front()?, (job, parcels, rows)))
+    });
+    let work = {
+        let job = Arc::clone(job);
+        move |row| {
+            let job = Arc::clone(&job);
+            async move { job.item(row).await }
+        }
+    };
+    let items = Items::new(rows, input.concurrency, work);
+    let mut items = items.expect("the concurrency was checked with the file");
+    let control = items.control().clone();
+    let stopper = async {
+        job.stopped().await;
+        control.stop();
+    };
+    tokio::pin!(stopper);
+    let mut is_stopped = false;
+    loop {
+        tokio::select! {
+            done = items.next() => if done.is_none() { break },
+            () = &mut stopper, if !is_stopped => {
+                is_stopped = true;
+                job.left.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What came of sending, by the result of the node that sends.
+fn delivery(result: &NodeResult) -> Delivery {
+    let NodeResult::Done {
+        outputs,
+        instead_of: None,
+    } = result
+    else {
+        return match result {
+            NodeResult::Failed(NodeError::Input(_)) => Delivery::Refused,
+            _ => Delivery::Failed,
+        };
+    };
+    match outputs.get("status_code").and_then(Value::as_int) {
+        Some(200..300) => Delivery::Sent,
+        // Too slow or too many: what is right now may be taken later.
+        Some(408 | 425 | 429 | 500..) | None => Delivery::Failed,
+        Some(_) => Delivery::Refused,
+    }
+}
+
+/// How long to wait before another try, when nothing was tried.
+fn refused_for(error: &NodeError) -> Option<Duration> {
+    match error {
+        NodeError::Rejected(rejected) => Some(rejected.retry_after.unwrap_or(LOOK).max(LOOK)),
+        NodeError::Full(_) => Some(LOOK),
+        _ => None,
+    }
+}
+
+/// A panic elsewhere leaves what is counted here as right as it was.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
