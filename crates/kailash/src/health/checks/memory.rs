@@ -120,6 +120,20 @@ mod tests {
         assert_eq!(memory.judge(0, 0).status, Status::Unknown);
     }
 
+    #[tokio::test]
+    async fn the_memory_of_this_machine_is_told() {
+        let memory = Memory::new(MemoryConfig {
+            degraded_at: 1.0,
+            unhealthy_at: 1.0,
+        });
+        let limit = std::time::Duration::from_secs(60);
+        let finished = crate::health::run_once(std::sync::Arc::new(memory.unwrap()), limit).await;
+        let outcome = finished.outcome;
+        assert_eq!(outcome.status, Status::Healthy, "{outcome:?}");
+        let bytes = |name: &str| outcome.details[name].as_u64().unwrap();
+        assert!(bytes("used_bytes") > 0 && bytes("used_bytes") < bytes("total_bytes"));
+    }
+
     #[test]
     fn limits_out_of_range_or_order_are_refused() {
         for (degraded_at, unhealthy_at, field) in [
