@@ -29,4 +29,4 @@ mod threads;
 pub use alert::Alert;
 pub use check::{BoxFuture, Check, ErrorClass, Finished, Outcome, Phase, Run, run_once};
 pub use kailash_core::health::{AlertLevel, CheckConfig, Config, Status, overall};
-pub use monitor::{Monitor, Report, UnknownCheck};
+pub use monitor::{Monitor, Report, Totals, UnknownCheck};

@@ -210,6 +210,19 @@ impl Monitor {
         self.0.alerts.call_back(callback);
     }
 
+    /// What the runs of each check came to, by its name.
+    #[must_use]
+    pub fn totals(&self) -> BTreeMap<String, Totals> {
+        let registry = lock(&self.0.registry);
+        let totals = registry.checks.iter().map(|(name, entry)| {
+            let state = lock(&entry.state);
+            let mut totals = state.totals.clone();
+            totals.failures_in_a_row = state.incident.failures();
+            (name.clone(), totals)
+        });
+        totals.collect()
+    }
+
     /// What holds for checks that do not say otherwise.
     #[must_use]
     pub fn config(&self) -> Config {
@@ -296,6 +309,46 @@ pub struct Report {
     pub failures: u32,
 }
 
+/// What the runs of one check came to since it was registered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// All runs.
+    pub runs: u64,
+    /// Runs that found it healthy or degraded.
+    pub successes: u64,
+    /// Runs that found it unhealthy.
+    pub failures: u64,
+    /// Failures in a row up to now.
+    pub failures_in_a_row: u32,
+    /// How long all runs took together.
+    pub response_time: Duration,
+    /// How long the longest took.
+    pub longest: Duration,
+    /// When the newest success ended, by the wall clock.
+    pub last_success: Option<SystemTime>,
+    /// When the newest failure ended, by the wall clock.
+    pub last_failure: Option<SystemTime>,
+}
+
+impl Totals {
+    fn count(&mut self, finished: &Finished, at: SystemTime) {
+        self.runs += 1;
+        self.response_time += finished.response_time;
+        self.longest = self.longest.max(finished.response_time);
+        match finished.outcome.status {
+            Status::Healthy | Status::Degraded => {
+                self.successes += 1;
+                self.last_success = Some(at);
+            }
+            Status::Unhealthy => {
+                self.failures += 1;
+                self.last_failure = Some(at);
+            }
+            Status::Unknown => {}
+        }
+    }
+}
+
 /// There is no check of this name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownCheck {
@@ -348,6 +401,7 @@ struct Entry {
 struct State {
     incident: Incident,
     newest: Option<Newest>,
+    totals: Totals,
     flight: Option<Flight>,
     schedule: Option<AbortHandle>,
     is_registered: bool,
@@ -392,6 +446,7 @@ impl State {
         Self {
             incident: Incident::new(config.critical),
             newest: None,
+            totals: Totals::default(),
             flight: None,
             schedule: None,
             is_registered: true,
@@ -507,10 +562,12 @@ impl Shared {
                 }))
             }
         };
+        let wall = wall_time();
+        state.totals.count(&finished, wall);
         state.newest = Some(Newest {
             finished,
             at: self.clock.now(),
-            wall: wall_time(),
+            wall,
         });
         drop(state);
         told.inspect(Told::log);
