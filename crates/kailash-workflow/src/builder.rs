@@ -413,6 +413,12 @@ impl PlannedNode {
         &self.0.policies
     }
 
+    /// The names of its inputs.
+    #[must_use]
+    pub fn inputs(&self) -> Ports {
+        self.0.node.inputs()
+    }
+
     /// Runs it once with these inputs over those of its configuration, without its policies.
     ///
     /// # Errors

@@ -61,7 +61,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 9] = [
+    /// Every cause.
+    pub const ALL: [Self; 9] = [
         Self::ConsecutiveFailures,
         Self::ErrorRate,
         Self::SlowCallRate,

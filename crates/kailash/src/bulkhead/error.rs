@@ -37,6 +37,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 6] = [
+        Self::Busy,
+        Self::QueueFull,
+        Self::Waited,
+        Self::Evicted,
+        Self::NoThread,
+        Self::Closed,
+    ];
+
     /// The reason's word in JSON and Python.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
