@@ -55,6 +55,7 @@ class LoopThread:
             self._thread.join(timeout)
 
 
+_parents: list[LoopThread] = []
 _library: LoopThread | None = None
 _library_lock = threading.Lock()
 
@@ -72,6 +73,8 @@ def library_loop() -> asyncio.AbstractEventLoop:
 def _forget() -> None:
     global _library, _library_lock
     _library, _library_lock = None, threading.Lock()
+    # Kept, never closed: a loop that ends here would take its files out of the parent's selector.
+    _parents.extend(_running)
     _running.clear()
 
 

@@ -27,6 +27,7 @@ def at_exit(callback: _Callback) -> _Callback:
 
 def _after_fork_in_child() -> None:
     _native.after_fork_in_child()
+    _native.forget_connections()
     for callback in _in_child:
         callback()
 

@@ -391,7 +391,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn raise_full(py: Python<'_>, full: &Full) -> PyErr {
+pub(crate) fn raise_full(py: Python<'_>, full: &Full) -> PyErr {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let class = CLASS.import(py, "kailash.core.resilience.bulkhead", "BulkheadFullError");
     let parts = (

@@ -305,7 +305,7 @@ impl Drop for CircuitBreakerPermit {
     }
 }
 
-fn raise_rejected(py: Python<'_>, rejected: &Rejected) -> PyErr {
+pub(crate) fn raise_rejected(py: Python<'_>, rejected: &Rejected) -> PyErr {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let class = CLASS.import(
         py,

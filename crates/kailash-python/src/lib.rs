@@ -3,17 +3,14 @@
 //! asyncio is a shell as tokio is. No Python coroutine runs on a tokio thread, no tokio thread ever
 //! takes Python's lock, and Python's lock is never held while Rust waits.
 
-#![expect(
-    dead_code,
-    reason = "the checks and nodes that come next use the rest of the runtime"
-)]
-
 use pyo3::prelude::*;
 
 mod bulkhead;
 mod circuit_breaker;
 mod config;
+mod health;
 mod runtime;
+mod workflow;
 
 /// The compiled half of the package; its surface is listed here once.
 #[pymodule]
@@ -30,7 +27,19 @@ mod _native {
         CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, check_circuit_breaker_config,
     };
     #[pymodule_export]
+    use crate::health::{
+        HealthChecker, HealthJob, HealthMonitor, check_health_check_config,
+        check_health_monitor_config, http_check, memory_check, python_check, redis_check,
+        run_check, sql_check,
+    };
+    #[pymodule_export]
     use crate::runtime::{Courier, after_fork_in_child, shut_down};
+
+    #[pymodule_export]
+    use crate::workflow::{
+        CheckedWorkflow, NodeJob, PlannedWorkflowNode, WorkflowPlan, forget_connections,
+        node_types, process_generation, split_policies,
+    };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

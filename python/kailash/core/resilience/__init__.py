@@ -20,9 +20,24 @@ from kailash.core.resilience.circuit_breaker import (
     get_circuit_breaker,
 )
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
+from kailash.core.resilience.health_monitor import (
+    AlertLevel,
+    CustomHealthCheck,
+    DatabaseHealthCheck,
+    HealthAlert,
+    HealthCheck,
+    HealthCheckResult,
+    HealthMonitor,
+    HealthStatus,
+    HTTPHealthCheck,
+    MemoryHealthCheck,
+    RedisHealthCheck,
+    get_health_monitor,
+)
 from kailash.core.resilience.rejection import RejectionError
 
 __all__ = [
+    "AlertLevel",
     "BulkheadFullError",
     "BulkheadManager",
     "BulkheadPartition",
@@ -35,10 +50,21 @@ __all__ = [
     "ConfigError",
     "ConfigTypeError",
     "ConnectionCircuitBreaker",
+    "CustomHealthCheck",
+    "DatabaseHealthCheck",
+    "HTTPHealthCheck",
+    "HealthAlert",
+    "HealthCheck",
+    "HealthCheckResult",
+    "HealthMonitor",
+    "HealthStatus",
+    "MemoryHealthCheck",
     "PartitionConfig",
     "PartitionType",
+    "RedisHealthCheck",
     "RejectionError",
     "execute_with_bulkhead",
     "get_bulkhead_manager",
     "get_circuit_breaker",
+    "get_health_monitor",
 ]

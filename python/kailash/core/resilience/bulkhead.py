@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -726,6 +726,20 @@ async def execute_with_bulkhead(
     """
     partition = _manager.get_partition(partition_name)
     return await partition.execute(func, *args, priority=priority, timeout=timeout, **kwargs)
+
+
+@contextmanager
+def in_partition(name: str | None) -> Iterator[None]:
+    """Makes a partition the current one for work whose slot somebody else holds."""
+    if name is None:
+        yield
+        return
+    outer = _current.get()
+    _current.set(_manager.get_partition(name))
+    try:
+        yield
+    finally:
+        _current.set(outer)
 
 
 @in_forked_child

@@ -1,0 +1,5 @@
+"""Nodes that watch."""
+
+from kailash.nodes.monitoring.health_check import HealthCheckNode
+
+__all__ = ["HealthCheckNode"]
