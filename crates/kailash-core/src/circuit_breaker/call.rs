@@ -8,7 +8,7 @@ use crate::time::Timestamp;
 
 /// Leave to make one call.
 ///
-/// It must be given back with [`Machine::record`]; shells wrap it in a guard that does.
+/// It must be given back with [`Machine::record`](super::Machine::record); shells wrap it in a guard that does.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a probe that is not given back keeps its slot until its lease lapses"]
 pub struct Permit {
@@ -18,13 +18,13 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Remembers when the call began. Needed where [`Machine::is_timed`] says so.
+    /// Remembers when the call began. Needed where [`Machine::is_timed`](super::Machine::is_timed) says so.
     pub fn started_at(mut self, now: Timestamp) -> Self {
         self.started = Some(now);
         self
     }
 
-    /// Whether [`Machine::record`] needs the time for this permit.
+    /// Whether [`Machine::record`](super::Machine::record) needs the time for this permit.
     #[inline]
     #[must_use]
     pub fn is_timed(&self) -> bool {
@@ -115,7 +115,7 @@ impl IntoIterator for News {
 pub enum Verdict {
     /// The state stays.
     Unchanged,
-    /// The breaker must open: pass this to [`Machine::trip`] with the time and a draw.
+    /// The breaker must open: pass this to [`Machine::trip`](super::Machine::trip) with the time and a draw.
     Trip(Trip),
     /// The breaker has closed.
     Closed(Transition),
