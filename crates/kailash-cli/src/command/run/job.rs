@@ -263,12 +263,14 @@ impl Job {
             };
             if let Some(wait) = refused_for(&error) {
                 if lock(&self.newest_stored).elapsed() > mail.give_up_after {
-                    self.fail(
-                        &format!("node {}", mail.store),
-                        &format!("gave up: {error}"),
-                    );
                     self.left.store(true, Ordering::Relaxed);
-                    self.stop();
+                    if !self.stopped.send_replace(true) {
+                        mail.relay.stop();
+                        let (store, seconds) = (&mail.store, mail.give_up_after.as_secs_f64());
+                        self.log.note(format_args!(
+                            "node {store}: gave up after {seconds} s without one success: {error}"
+                        ));
+                    }
                     return;
                 }
                 tokio::select! {
