@@ -18,6 +18,9 @@ use crate::value::{Map, Value};
 /// The port that every node has besides its own: its whole output.
 pub(crate) const RESULT: &str = "result";
 
+/// The policy that a node may also take as an input.
+const TIMEOUT: &str = "timeout";
+
 /// The input that every node takes: to be used in expressions where it is not one of its own.
 const INPUT: &str = "input";
 
@@ -176,6 +179,13 @@ impl WorkflowBuilder {
                 )
             })?;
             inputs.push((key, template));
+        }
+        if let Some(timeout) = policies.timeout
+            && matches!(&ports, Ports::Named(names) if names.iter().any(|name| name == TIMEOUT))
+        {
+            // A node with a limit of its own has the one that was asked for, not its default.
+            let timeout = Value::Float(timeout.as_secs_f64());
+            inputs.push((TIMEOUT.to_owned(), Template::Fixed(timeout)));
         }
         if let Some(error) = policies
             .breaker

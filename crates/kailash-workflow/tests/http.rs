@@ -8,7 +8,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::routing::{any, get};
 use kailash_workflow::nodes::HttpRequest;
-use kailash_workflow::{Map, Node as _, NodeError, Value};
+use kailash_workflow::{Map, Node as _, NodeError, Value, WorkflowBuilder};
 use serde_json::json;
 
 async fn serve() -> String {
@@ -208,4 +208,27 @@ async fn a_wrong_input_is_named() {
         assert_eq!(found.to_string(), error);
         assert!(matches!(found, NodeError::Input(_)));
     }
+}
+
+#[tokio::test]
+async fn the_timeout_of_a_plan_is_the_limit_of_the_request() {
+    let mut builder = WorkflowBuilder::new();
+    let url = format!("{}/hang", serve().await);
+    builder
+        .add_node(
+            "HTTPRequestNode",
+            "n",
+            json!({"url": url, "timeout": "50ms"}),
+        )
+        .unwrap();
+    let error = builder
+        .get_node("n")
+        .unwrap()
+        .execute(Map::new())
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("no answer within 50ms"),
+        "{error}"
+    );
 }

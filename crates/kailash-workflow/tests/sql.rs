@@ -641,3 +641,64 @@ async fn a_partition_has_a_pool_of_its_own_as_large_as_its_max_connections() {
     // Changed live, it counts from the next statement on.
     assert_eq!(used(configure(3)).await.len(), 3);
 }
+
+#[tokio::test]
+async fn a_statement_works_again_after_its_table_changed() {
+    for (driver, database) in databases("changed").all {
+        database
+            .execute("CREATE TABLE t (a INTEGER)", ())
+            .await
+            .unwrap();
+        database
+            .execute("INSERT INTO t VALUES (1)", ())
+            .await
+            .unwrap();
+        for (index, columns) in [vec!["a"], vec!["a", "b"]].into_iter().enumerate() {
+            if index == 1 {
+                database
+                    .execute("ALTER TABLE t ADD COLUMN b INTEGER", ())
+                    .await
+                    .unwrap();
+            }
+            let selected = database.execute("SELECT * FROM t WHERE a > ?", list([0.into()]));
+            assert_eq!(selected.await.unwrap().columns, columns, "{driver}");
+            let both = vec![
+                Statement::new("UPDATE t SET a = a + 1", ()),
+                Statement::new("SELECT * FROM t", ()),
+            ];
+            let rows = database.transaction(both).await.unwrap();
+            assert_eq!(rows[1].columns, columns, "{driver}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_script_that_leaves_a_transaction_open_is_undone() {
+    for (driver, database) in databases("left_open").all {
+        database
+            .execute("CREATE TABLE t (a INTEGER)", ())
+            .await
+            .unwrap();
+        let script = match driver {
+            "mariadb" => "START TRANSACTION; INSERT INTO t VALUES (1)",
+            _ => "BEGIN; INSERT INTO t VALUES (1)",
+        };
+        database.execute(script, ()).await.unwrap();
+        let rows = database
+            .execute("INSERT INTO t VALUES (2)", ())
+            .await
+            .unwrap();
+        assert_eq!(rows.row_count, 1, "{driver}");
+        let rows = database.execute("SELECT a FROM t", ()).await.unwrap();
+        assert_eq!(rows.data[0]["a"], Value::Int(2), "{driver}");
+    }
+}
+
+#[tokio::test]
+async fn no_text_about_a_database_shows_its_password() {
+    let database = SqlDatabase::new("postgres://app:hunter2@127.0.0.1:1/orders").unwrap();
+    assert_eq!(
+        format!("{database:?}"),
+        "SqlDatabase(DatabaseUrl(postgres://app@127.0.0.1:1/orders))"
+    );
+}

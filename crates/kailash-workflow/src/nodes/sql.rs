@@ -43,11 +43,18 @@ use crate::value::{Map, Value};
 /// #     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SqlDatabase {
     url: Arc<str>,
     database: DatabaseUrl,
     pools: Pools,
+}
+
+/// Shows the database without its password.
+impl fmt::Debug for SqlDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SqlDatabase").field(&self.database).finish()
+    }
 }
 
 impl SqlDatabase {
@@ -255,6 +262,17 @@ impl Failure {
         Self::Nth {
             index,
             failure: Box::new(self),
+        }
+    }
+
+    /// Whether PostgreSQL refused a statement only because it was prepared before its tables changed.
+    fn is_stale(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().as_deref() == Some("0A000") && error.message().contains("cached plan")
+            }
+            Self::Nth { failure, .. } => failure.is_stale(),
+            _ => false,
         }
     }
 

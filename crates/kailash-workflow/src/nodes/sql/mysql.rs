@@ -54,8 +54,9 @@ pub(super) async fn execute(
             Either::Left(done) if rows.columns.is_empty() => rows.affected(done.rows_affected()),
             Either::Left(_) => {}
             Either::Right(row) => {
-                if rows.columns.is_empty() {
-                    // MariaDB does not announce the columns of a RETURNING.
+                if rows.data.is_empty() {
+                    // The row knows better than what was prepared: MariaDB announces no columns of a
+                    // RETURNING, and a table may have changed since.
                     rows = Rows::new(row.columns().iter().map(|c| c.name().to_owned()).collect());
                 }
                 rows.push(read(&row)?);

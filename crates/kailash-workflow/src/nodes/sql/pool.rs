@@ -14,6 +14,7 @@ use std::time::Duration;
 use kailash::bulkhead::Partition;
 use kailash::sql::{ConnectOptions as UrlOptions, DatabaseUrl, UrlError};
 use sqlx::Connection;
+use sqlx::database::HasStatementCache;
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
@@ -21,6 +22,7 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::group::Writer;
+use super::placeholders::{Dialect, is_several_statements};
 use super::{Failure, Rows};
 use crate::value::Value;
 
@@ -192,7 +194,11 @@ impl Statement {
 }
 
 /// What a driver does with a connection.
-pub(super) trait Driver: Connection<Options: Clone> + Send + 'static {
+pub(super) trait Driver:
+    Connection<Options: Clone, Database: HasStatementCache> + Send + 'static
+{
+    /// How its statements are written.
+    const DIALECT: Dialect;
     /// How a transaction begins.
     const BEGIN: &'static str;
 
@@ -253,8 +259,9 @@ pub(super) trait Driver: Connection<Options: Clone> + Send + 'static {
 }
 
 macro_rules! driver {
-    ($connection:ty, $module:ident, $begin:literal) => {
+    ($connection:ty, $module:ident, $dialect:ident, $begin:literal) => {
         impl Driver for $connection {
+            const DIALECT: Dialect = Dialect::$dialect;
             const BEGIN: &'static str = $begin;
 
             async fn execute(&mut self, sql: &str, parameters: &Value) -> Result<Rows, Failure> {
@@ -268,9 +275,9 @@ macro_rules! driver {
     };
 }
 
-driver!(PgConnection, postgres, "BEGIN");
-driver!(MySqlConnection, mysql, "START TRANSACTION");
-driver!(SqliteConnection, sqlite, "BEGIN IMMEDIATE");
+driver!(PgConnection, postgres, Postgres, "BEGIN");
+driver!(MySqlConnection, mysql, MySql, "START TRANSACTION");
+driver!(SqliteConnection, sqlite, Sqlite, "BEGIN IMMEDIATE");
 
 /// At most `size` connections, the idle ones kept.
 pub(super) struct Connections<C: Driver> {
@@ -304,20 +311,18 @@ impl<C: Driver> Connections<C> {
         let place = self.places.acquire().await.expect("never closed");
         let mut connection = self.connect().await?;
         // Cancelled from here on, the connection is dropped, which closes it.
-        let result = connection.run(statements).await;
-        match &result {
-            Err(failure) if failure.is_lost() => {
-                self.losses.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(_)
-                if statements
-                    .iter()
-                    .any(|statement| statement.parameters.is_null()) =>
-            {
-                // A script may have failed inside a transaction that it began.
-                drop(connection);
-            }
-            _ => self.keep(connection, place),
+        let mut result = connection.run(statements).await;
+        if result.as_ref().is_err_and(Failure::is_stale) {
+            // It was refused before it ran, and a transaction around it is rolled back.
+            connection.clear_cached_statements().await?;
+            result = connection.run(statements).await;
+        }
+        // A script may leave a transaction open, which closing ends.
+        let is_script = |s: &Statement| is_several_statements(C::DIALECT, &s.query);
+        if result.as_ref().is_err_and(Failure::is_lost) {
+            self.losses.fetch_add(1, Ordering::Relaxed);
+        } else if !statements.iter().any(is_script) {
+            self.keep(connection, place);
         }
         result
     }
