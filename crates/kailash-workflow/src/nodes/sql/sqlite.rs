@@ -5,8 +5,8 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
 use futures_util::TryStreamExt as _;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{
-    Arguments as _, AssertSqlSafe, Column as _, Decode, Either, Executor as _, Row as _,
-    SqlSafeStr as _, Sqlite, Statement as _, TypeInfo as _, ValueRef as _,
+    Arguments as _, AssertSqlSafe, Column as _, Connection as _, Decode, Either, Executor as _,
+    Row as _, SqlSafeStr as _, Sqlite, Statement as _, TypeInfo as _, ValueRef as _,
 };
 
 use super::placeholders::{self, Dialect};
@@ -20,6 +20,8 @@ pub(super) async fn execute(
 ) -> Result<Rows, Failure> {
     let bound = placeholders::bind(Dialect::Sqlite, sql, parameters)?;
     let text = AssertSqlSafe(bound.sql).into_sql_str();
+    // A kept statement whose number of columns changes with its tables would be read past its end.
+    let is_open_ended = text.as_str().contains('*');
     let mut arguments = SqliteArguments::default();
     for (index, value) in bound.values.into_iter().enumerate() {
         add(&mut arguments, value)
@@ -28,7 +30,7 @@ pub(super) async fn execute(
     let mut rows = Rows::default();
     let mut is_new = true;
     {
-        let query = sqlx::query_with(text.clone(), arguments);
+        let query = sqlx::query_with(text.clone(), arguments).persistent(!is_open_ended);
         let mut stream = (&mut *connection).fetch_many(query);
         while let Some(item) = stream.try_next().await? {
             match item {
@@ -52,6 +54,9 @@ pub(super) async fn execute(
     }
     if rows.columns.is_empty() && may_return_rows(text.as_str()) {
         // No row told the columns; the statement does.
+        if is_open_ended {
+            connection.clear_cached_statements().await?;
+        }
         let statement = (&mut *connection).prepare(text).await?;
         if !statement.columns().is_empty() {
             let columns = statement
