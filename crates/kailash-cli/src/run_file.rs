@@ -20,7 +20,7 @@ use kailash::circuit_breaker;
 use kailash::health::CheckConfig;
 use kailash::sql::DatabaseUrl;
 use kailash_workflow::rows::{ColumnType, Columns};
-use kailash_workflow::{Map, PlanError, Value};
+use kailash_workflow::{Map, PlanError, Registry, Value};
 
 use document::Document;
 use duration::{ShareOrOff, Span, SpanOrOff};
@@ -318,8 +318,9 @@ impl<'t> Reader<'t> {
                 partitions.push(partition.name().to_owned());
             }
         }
+        let types = Registry::new().types();
         let read: Vec<(String, serde_json::Value)> = self.elements("nodes");
-        let mut nodes = Vec::new();
+        let mut nodes: Vec<Node> = Vec::new();
         for (index, json) in read {
             let Value::Map(mut config) = Value::from(json) else {
                 self.document.reject(&["nodes", &index], "a table");
@@ -348,9 +349,19 @@ impl<'t> Reader<'t> {
                     String::new()
                 }
             };
+            let (id, node_type) = (text("id"), text("type"));
+            if nodes.iter().any(|node| node.id == id) {
+                let why = format!("another node is called `{id}`");
+                self.document.complain(&["nodes", &index, "id"], &why);
+            }
+            if !node_type.is_empty() && !types.contains(&node_type) {
+                let path = ["nodes", &index, "type"];
+                self.document
+                    .unknown(&path, "node type", &node_type, &types);
+            }
             nodes.push(Node {
-                id: text("id"),
-                node_type: text("type"),
+                id,
+                node_type,
                 config,
             });
         }
@@ -405,8 +416,29 @@ impl<'t> Reader<'t> {
                 }
             }
         }
-        if let Err(wrong) = plan::build(file, None) {
-            self.wrong_plan(wrong);
+        let workflow = match plan::build(file, None) {
+            Ok(workflow) => workflow,
+            Err(wrong) => return self.wrong_plan(wrong),
+        };
+        for (index, node) in file.nodes.iter().enumerate() {
+            let Some(planned) = workflow.node(&node.id) else {
+                continue;
+            };
+            let mut known = roots.clone();
+            let is_sent_again = file.outbox.as_ref().is_some_and(|it| it.send == node.id);
+            if !is_sent_again {
+                // What is sent again has its row only.
+                let connections = file.connections.iter().filter(|it| it.to == node.id);
+                known.extend(connections.map(|it| it.input.clone().unwrap_or("input".to_owned())));
+            }
+            for name in planned
+                .names()
+                .filter(|name| !known.iter().any(|it| it == name))
+            {
+                let path = ["nodes", &index.to_string()];
+                self.document
+                    .unknown(&path, "name in an expression", name, &known);
+            }
         }
     }
 
@@ -418,13 +450,6 @@ impl<'t> Reader<'t> {
         };
         let document = &mut self.document;
         match error {
-            PlanError::UnknownType {
-                node_type, known, ..
-            } => document.unknown(&[section, &index, "type"], "node type", &node_type, &known),
-            PlanError::DuplicateNode { id } => {
-                let why = format!("another node is called `{id}`");
-                document.complain(&[section, &index, "id"], &why);
-            }
             PlanError::UnknownPort {
                 node,
                 port,
@@ -498,11 +523,16 @@ impl<'t> Reader<'t> {
             self.document.complain(&["outbox"], why);
         }
         let nodes: Vec<(String, serde_json::Value)> = self.elements("nodes");
+        let types = Registry::new().types();
         for (key, id, needed) in [
             ("store", &read.store, "SQLDatabaseNode"),
             ("send", &read.send, "HTTPRequestNode"),
         ] {
-            let fitting = nodes.iter().filter(|(_, node)| node["type"] == needed);
+            let fitting = nodes.iter().filter(|(_, node)| {
+                // A type that nobody knows is a mistake of its own.
+                let given = node["type"].as_str().unwrap_or_default();
+                given == needed || !types.iter().any(|known| known == given)
+            });
             let ids = fitting.filter_map(|(_, node)| node["id"].as_str());
             let fitting: Vec<String> = ids.map(str::to_owned).collect();
             if !fitting.contains(id) {

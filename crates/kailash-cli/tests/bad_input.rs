@@ -278,3 +278,157 @@ fn a_file_that_is_missing_is_named() {
     assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// The file is refused with these words among others.
+#[track_caller]
+fn refused_with(from: &str, to: &str, words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shop.toml"), with(from, to)).unwrap();
+    let output = kailash(folder.path(), &["run", "shop.toml"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "no {word:?} in:\n{stderr}");
+    }
+    assert!(
+        stderr.contains("1 mistake, nothing was started"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn every_part_of_the_graph_is_checked_before_it_runs() {
+    let node = "id = \"store\"\ntype = \"SQLDatabaseNode\"";
+    refused_with(
+        node,
+        "id = \"store\"\ntype = \"SQLDatabasNode\"",
+        &[
+            "shop.toml:19: nodes.store.type: unknown node type `SQLDatabasNode`",
+            "did you mean `SQLDatabaseNode`?",
+        ],
+    );
+    refused_with(
+        "[[connections]]",
+        "[[nodes]]\nid = \"store\"\ntype = \"HTTPRequestNode\"\n\n[[connections]]",
+        &["shop.toml:30: nodes.store.id: another node is called `store`"],
+    );
+    refused_with(
+        "url = \"${sandbox.url}/rows\"",
+        "ulr = \"${sandbox.url}/rows\"",
+        &[
+            "shop.toml:27: nodes.announce.ulr: unknown key `ulr`",
+            "did you mean `url`?",
+        ],
+    );
+    refused_with(
+        "${sandbox.url}/rows",
+        "${sandbox.uri}/rows",
+        &[
+            "shop.toml:27: nodes.announce.url: unknown field of `sandbox` `uri`",
+            "did you mean `url`?",
+        ],
+    );
+    refused_with(
+        "${sandbox.url}/rows",
+        "${sandbx.url}/rows",
+        &[
+            "unknown name in an expression `sandbx`",
+            "did you mean `sandbox`?",
+        ],
+    );
+    refused_with(
+        "${sandbox.url}/rows",
+        "${sandbox.url +}/rows",
+        &["shop.toml:27: nodes.announce.url: "],
+    );
+    refused_with(
+        "partition = \"api\"",
+        "partition = \"apl\"",
+        &[
+            "shop.toml:26: nodes.announce.partition: unknown partition `apl`",
+            "did you mean `api`?",
+        ],
+    );
+    refused_with(
+        "from = \"store\"",
+        "from = \"announce\"",
+        &["nodes wait for each other: announce -> announce"],
+    );
+    refused_with(
+        "from = \"store\"",
+        "from = \"store\"\noutput = \"dat\"",
+        &[
+            "shop.toml:31: connections.0.output: unknown output of `store` `dat`",
+            "did you mean `data`?",
+        ],
+    );
+    refused_with(
+        "breaker = \"notify\"",
+        "breaker = \"notify\"\ntimeout = \"0s\"",
+        &["shop.toml:26: nodes.announce.timeout: 0s is not allowed, a duration above zero is"],
+    );
+}
+
+#[test]
+fn every_section_is_checked_before_anything_runs() {
+    refused_with(
+        "key = \"id\"",
+        "key = \"ident\"",
+        &[
+            "shop.toml:4: input.key: unknown column `ident`",
+            "allowed: id, name",
+        ],
+    );
+    refused_with(
+        "name = \"text\"",
+        "name = \"string\"",
+        &[
+            "shop.toml:5: input.columns.name = \"string\" is not allowed",
+            "allowed: text, int,",
+        ],
+    );
+    refused_with(
+        "partition_type = \"api\"",
+        "partition_type = \"api\"\npriority = 11",
+        &[
+            "shop.toml:16: partitions.api.priority = 11 is not allowed",
+            "allowed: 1 to 10",
+        ],
+    );
+    refused_with(
+        "table = \"outbox\"",
+        "table = \"out box\"",
+        &["shop.toml:34: outbox.table = \"out box\" is not allowed"],
+    );
+    refused_with(
+        "send = \"announce\"",
+        "send = \"store\"",
+        &["shop.toml:36: outbox.send: unknown node of type HTTPRequestNode `store`"],
+    );
+    refused_with(
+        "listen = \"127.0.0.1:0\"",
+        "listen = \"localhost\"",
+        &["shop.toml:39: sandbox.listen = \"localhost\" is not allowed"],
+    );
+    refused_with(
+        "kind = \"errors\"",
+        "kind = \"eror\"",
+        &[
+            "shop.toml:42: sandbox.faults.0.kind = \"eror\" is not allowed",
+            "allowed: errors, silence, slowness",
+        ],
+    );
+    refused_with(
+        "lasts = \"3s\"",
+        "lasts = \"3s\"\nstatus = 200",
+        &[
+            "shop.toml:45: sandbox.faults.0.status = 200 is not allowed",
+            "allowed: 400 to 599",
+        ],
+    );
+    refused_with(
+        "[sandbox]",
+        "[[checks]]\nname = \"shop\"\ntype = \"sql\"\n\n[sandbox]",
+        &["checks.shop: the key `url` is missing"],
+    );
+}

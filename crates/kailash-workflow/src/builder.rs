@@ -423,6 +423,11 @@ impl PlannedNode {
         &self.0.policies
     }
 
+    /// The names that its expressions take values from: inputs of the workflow, or what is connected.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.names.iter().map(String::as_str)
+    }
+
     /// The names of its inputs.
     #[must_use]
     pub fn inputs(&self) -> Ports {

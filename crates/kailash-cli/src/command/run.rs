@@ -108,6 +108,7 @@ async fn summary(job: &Job, sandbox: Option<setup::Sandbox>, begun: Instant) -> 
         sandbox: stats,
         longest_wait: job.longest_wait(),
         rejects: job.rejects(),
+        outcome: job.outcome(),
         duration,
     }
 }

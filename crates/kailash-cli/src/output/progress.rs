@@ -59,10 +59,7 @@ async fn show(
             } else {
                 "alert"
             };
-            log.note(format_args!(
-                "check {}: {what}: {}",
-                alert.check, alert.message
-            ));
+            log.note(format_args!("{what}: {}", alert.message));
         });
         monitor.start();
     }

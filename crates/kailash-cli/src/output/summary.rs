@@ -7,6 +7,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use kailash::bulkhead;
 use kailash::circuit_breaker;
+use kailash_workflow::Map;
 use serde_json::{Value, json};
 
 use crate::sandbox::Stats;
@@ -18,6 +19,8 @@ pub(crate) struct Counts {
     pub(crate) read: u64,
     /// Of those read, the ones that are stored now, by this run or an earlier one.
     pub(crate) stored: u64,
+    /// Of those stored, the ones that earlier runs stored.
+    pub(crate) stored_before: u64,
     /// Of those stored, the ones that were announced.
     pub(crate) announced: u64,
     /// Lines that do not fit.
@@ -39,6 +42,8 @@ pub(crate) struct Summary {
     pub(crate) sandbox: Option<Stats>,
     pub(crate) longest_wait: Option<Duration>,
     pub(crate) rejects: Option<PathBuf>,
+    /// What became of each node, where there is no input.
+    pub(crate) outcome: Option<Map>,
     pub(crate) duration: Duration,
 }
 
@@ -80,7 +85,7 @@ impl Summary {
         let sandbox = self
             .sandbox
             .map(|it| json!({"accepted": it.accepted, "repeats": it.repeats, "failed": it.failed}));
-        json!({
+        let mut document = json!({
             "items": {
                 "read": self.counts.read,
                 "stored": self.counts.stored,
@@ -93,31 +98,42 @@ impl Summary {
             "sandbox": sandbox,
             "duration_s": rounded(self.duration.as_secs_f64()),
             "outage_s": rounded(self.sandbox.map_or(0.0, |it| it.outage_s)),
-        })
+        });
+        if let Some(outcome) = &self.outcome {
+            document["results"] = kailash_workflow::Value::Map(outcome.clone()).to_json();
+        }
+        document
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
-        let mut items = table([
-            "read",
-            "stored",
-            "announced",
-            "pending",
-            "failed",
-            "rejected lines",
-        ]);
-        let row = [
-            counts.read,
-            counts.stored,
-            counts.announced,
-            counts.pending,
-            counts.failed,
-            counts.rejected_lines,
-        ];
-        items.add_row(row.map(|count| count.to_string()));
-        writeln!(f, "{}", numbers(items, 0))?;
+        if let Some(outcome) = &self.outcome {
+            for (id, result) in outcome {
+                writeln!(f, "{id}: {result}")?;
+            }
+        }
+        if self.outcome.is_none() {
+            let mut items = table([
+                "read",
+                "stored",
+                "announced",
+                "pending",
+                "failed",
+                "rejected lines",
+            ]);
+            let row = [
+                counts.read,
+                counts.stored,
+                counts.announced,
+                counts.pending,
+                counts.failed,
+                counts.rejected_lines,
+            ];
+            items.add_row(row.map(|count| count.to_string()));
+            writeln!(f, "{}", numbers(items, 0))?;
+        }
         if !self.breakers.is_empty() {
             let header = [
                 "breaker",
@@ -169,6 +185,10 @@ impl fmt::Display for Summary {
         if let Some(wait) = self.longest_wait.filter(|wait| !wait.is_zero()) {
             let seconds = wait.as_secs_f64();
             writeln!(f, "longest wait from stored to announced: {seconds:.2} s")?;
+        }
+        if counts.stored_before > 0 {
+            let before = counts.stored_before;
+            writeln!(f, "{before} of these were stored by earlier runs")?;
         }
         if let Some(rejects) = &self.rejects {
             let rejects = rejects.display();

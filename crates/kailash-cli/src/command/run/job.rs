@@ -38,6 +38,8 @@ pub(crate) struct Job {
     failed: AtomicU64,
     /// Rows that are stored, or done where there is no outbox.
     stored: AtomicU64,
+    /// Of those stored, the rows that earlier runs stored.
+    stored_before: AtomicU64,
     /// Rows that were sent before this run.
     sent_before: AtomicU64,
     /// Rows that were not begun, or given up while they waited to be stored.
@@ -46,6 +48,8 @@ pub(crate) struct Job {
     failures: Mutex<HashMap<String, u64>>,
     /// Keys that the relay sent, which a row read later would count again.
     relayed: Mutex<HashSet<String>>,
+    /// What became of each node, where there is no input.
+    outcome: Mutex<Map>,
 }
 
 /// The outbox and its ends.
@@ -82,7 +86,9 @@ impl Job {
             rejected_lines: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             stored: AtomicU64::new(0),
+            stored_before: AtomicU64::new(0),
             sent_before: AtomicU64::new(0),
+            outcome: Mutex::default(),
             left: AtomicBool::new(false),
             newest_stored: Mutex::new(Instant::now()),
             failures: Mutex::default(),
@@ -105,10 +111,15 @@ impl Job {
         breakers.collect()
     }
 
-    /// The partitions of the file.
+    /// The partitions that the file sets up, then the others that its nodes name.
     pub(crate) fn partitions(&self) -> Vec<Partition> {
-        let configs = self.file.partitions.iter();
-        let partitions = configs.filter_map(|it| self.runtime.partitions().get(&it.name).ok());
+        let mut names: Vec<&str> = self.file.partitions.iter().map(|it| &*it.name).collect();
+        for node in &self.file.nodes {
+            let name = node.config.get("partition").and_then(Value::as_text);
+            names.extend(name.filter(|name| !names.contains(name)));
+        }
+        let partitions = names.into_iter();
+        let partitions = partitions.filter_map(|name| self.runtime.partitions().get(name).ok());
         partitions.collect()
     }
 
@@ -132,6 +143,16 @@ impl Job {
         csv.unwrap_or_default().with_extension("rejects.csv")
     }
 
+    /// What became of each node, where there is no input.
+    pub(super) fn outcome(&self) -> Option<Map> {
+        let outcome = self
+            .file
+            .input
+            .is_none()
+            .then(|| lock(&self.outcome).clone());
+        outcome.filter(|outcome| !outcome.is_empty())
+    }
+
     /// The longest time from storing a row to its announcement.
     pub(super) fn longest_wait(&self) -> Option<Duration> {
         let mail = self.mail.as_ref()?;
@@ -149,6 +170,7 @@ impl Job {
         Counts {
             read: self.read.load(Ordering::Relaxed),
             stored,
+            stored_before: self.stored_before.load(Ordering::Relaxed),
             announced,
             rejected_lines: self.rejected_lines.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
@@ -206,18 +228,23 @@ impl Job {
         for (id, result) in &run.results {
             if let NodeResult::Failed(error) = result {
                 is_failed = true;
-                self.fail(
-                    &format!("node {id}"),
-                    &format!("line {}: {error}", row.line),
-                );
+                let place = match row.line {
+                    0 => String::new(),
+                    line => format!("line {line}: "),
+                };
+                self.fail(&format!("node {id}"), &format!("{place}{error}"));
             }
         }
-        let counter = if is_failed {
-            &self.failed
-        } else {
-            &self.stored
+        if self.file.input.is_none() {
+            let results = run.results.iter();
+            let results = results.map(|(id, result)| (id.clone(), Value::Map(result.to_map())));
+            *lock(&self.outcome) = results.collect();
+        }
+        match (is_failed, &self.file.input) {
+            (true, _) => self.failed.fetch_add(1, Ordering::Relaxed),
+            (false, Some(_)) => self.stored.fetch_add(1, Ordering::Relaxed),
+            (false, None) => return,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn store_and_send(&self, mail: &Mail, row: Row) {
@@ -379,6 +406,7 @@ impl Job {
         });
         let rows = rows.collect();
         self.stored.fetch_add(stored, Ordering::Relaxed);
+        self.stored_before.fetch_add(stored, Ordering::Relaxed);
         self.sent_before.fetch_add(sent, Ordering::Relaxed);
         rows
     }
