@@ -18,7 +18,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
 use crate::config::{self, Settings};
-use crate::runtime::{self, attached, deliver};
+use crate::runtime::{self, ManualClock, attached, deliver};
 
 /// Partitions by name.
 #[pyclass(frozen, module = "kailash._native")]
@@ -40,7 +40,7 @@ impl BulkheadManager {
     /// Creates or changes the partition that this config names.
     fn configure(&self, settings: &Bound<'_, PyAny>) -> PyResult<BulkheadPartition> {
         let config = read_config(settings)?;
-        let partition = self.0.load().configure(config);
+        let partition = attached(settings.py(), || self.0.load().configure(config));
         partition
             .map(BulkheadPartition::new)
             .map_err(|error| config::raise(settings.py(), &error, None))
@@ -145,11 +145,19 @@ impl BulkheadPartition {
 #[pymethods]
 impl BulkheadPartition {
     #[new]
-    fn alone(settings: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let partition = Partition::new(read_config(settings)?);
+    #[pyo3(signature = (settings, clock=None))]
+    fn alone(settings: &Bound<'_, PyAny>, clock: Option<&ManualClock>) -> PyResult<Self> {
+        let partition = Partition::with_clock(read_config(settings)?, runtime::clock(clock));
         partition
             .map(Self::new)
             .map_err(|error| config::raise(settings.py(), &error, None))
+    }
+
+    /// Changes the configuration live.
+    fn reconfigure(&self, settings: &Bound<'_, PyAny>) -> PyResult<()> {
+        let config = read_config(settings)?;
+        let changed = attached(settings.py(), || self.inner.load().reconfigure(config));
+        changed.map_err(|error| config::raise(settings.py(), &error, None))
     }
 
     /// In a forked child: a new partition like this one, with nobody inside.

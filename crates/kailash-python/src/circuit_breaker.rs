@@ -16,7 +16,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyType};
 
 use crate::config::{self, Settings};
-use crate::runtime::{self, Carried, deliver};
+use crate::runtime::{self, Carried, ManualClock, deliver};
 
 /// Circuit breakers by name.
 #[pyclass(frozen, module = "kailash._native")]
@@ -85,8 +85,10 @@ impl CircuitBreaker {
 #[pymethods]
 impl CircuitBreaker {
     #[new]
-    fn new(name: &str, settings: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let breaker = Breaker::new(name, read_config(settings)?);
+    #[pyo3(signature = (name, settings, clock=None))]
+    fn new(name: &str, settings: &Bound<'_, PyAny>, clock: Option<&ManualClock>) -> PyResult<Self> {
+        let clock = runtime::clock(clock);
+        let breaker = Breaker::with_clock(name, read_config(settings)?, clock);
         breaker
             .map(Self::over)
             .map_err(|error| config::raise(settings.py(), &error, None))

@@ -33,7 +33,7 @@ mod _native {
         run_check, sql_check,
     };
     #[pymodule_export]
-    use crate::runtime::{Courier, after_fork_in_child, shut_down};
+    use crate::runtime::{Courier, ManualClock, after_fork_in_child, shut_down};
 
     #[pymodule_export]
     use crate::workflow::{

@@ -10,10 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use kailash::clock::{Clock, ManualClock as Hand};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict};
 use tokio::runtime::{Handle, Runtime};
+
+use crate::config;
 
 static PROCESS: ArcSwapOption<Process> = ArcSwapOption::const_empty();
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -143,9 +146,11 @@ pub(crate) fn deliver(errand: impl FnOnce(Python<'_>) + Send + 'static) {
         None => Some(errand),
     });
     let Some(errand) = at_hand else { return };
-    // Without a courier, or with one that has stopped, the interpreter is going away.
-    if let Some(process) = &*PROCESS.load() {
-        drop(process.courier.send(Parcel::Errand(errand)));
+    match &*PROCESS.load() {
+        // A courier that has stopped leaves it undone: the interpreter is going away.
+        Some(process) => drop(process.courier.send(Parcel::Errand(errand))),
+        // Nothing of ours runs yet, so this is a thread of Python's, or of a user's of Rust.
+        None => drop(Python::try_attach(errand)),
     }
 }
 
@@ -277,6 +282,33 @@ fn settle(future: &Bound<'_, PyAny>, value: Py<PyAny>, error: Py<PyAny>) -> PyRe
         future.call_method1("set_exception", (error,))?;
     }
     Ok(())
+}
+
+/// A clock that stands still until it is advanced, for tests.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct ManualClock {
+    clock: Clock,
+    hand: Hand,
+}
+
+#[pymethods]
+impl ManualClock {
+    #[new]
+    fn new() -> Self {
+        let (clock, hand) = Clock::manual();
+        Self { clock, hand }
+    }
+
+    /// Moves the clock forward by so many seconds.
+    fn advance(&self, seconds: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.hand.advance(config::seconds("seconds", seconds)?);
+        Ok(())
+    }
+}
+
+/// The clock to use: a manual one, or the machine's.
+pub(crate) fn clock(manual: Option<&ManualClock>) -> Clock {
+    manual.map_or_else(Clock::monotonic, |manual| manual.clock.clone())
 }
 
 /// The body of the courier's thread: a Python thread that runs what Rust wants done in Python.

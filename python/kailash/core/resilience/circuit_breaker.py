@@ -22,6 +22,7 @@ from weakref import WeakSet
 from kailash import _native
 from kailash._process import in_forked_child
 from kailash._callbacks import Callback, Done
+from kailash.core.resilience.clock import ManualClock
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
 from kailash.core.resilience.rejection import RejectionError
 
@@ -184,14 +185,18 @@ class CircuitBreaker:
 
     As a decorator it takes functions, async functions, generators, async generators and methods,
     and keeps their kind. `with` and `async with` guard a block. A call that it refuses raises
-    `CircuitBreakerError`. Any thread and any event loop may use it.
+    `CircuitBreakerError`. Any thread and any event loop may use it. `clock` is for tests.
     """
 
     def __init__(
-        self, config: CircuitBreakerConfig | None = None, *, name: str = "circuit_breaker"
+        self,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        name: str = "circuit_breaker",
+        clock: ManualClock | None = None,
     ) -> None:
         config = _checked(config) or CircuitBreakerConfig()
-        self._adopt(_native.CircuitBreaker(name, config), config)
+        self._adopt(_native.CircuitBreaker(name, config, clock), config)
 
     @classmethod
     def _over(cls, native: _native.CircuitBreaker, config: CircuitBreakerConfig) -> CircuitBreaker:
@@ -755,3 +760,6 @@ def get_circuit_breaker(
 def _forget_calls_in_flight() -> None:
     for breaker in tuple(_every):
         breaker._native.forget_calls_in_flight()
+        if breaker._listeners:
+            # What carried the news to them was a thread of the parent's.
+            breaker._native.listen(breaker._tell)

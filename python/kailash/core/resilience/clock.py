@@ -1,0 +1,5 @@
+"""Time in tests."""
+
+from kailash._native import ManualClock
+
+__all__ = ["ManualClock"]

@@ -1,0 +1,339 @@
+"""What holds for whole processes: forks, exits, and what importing starts."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from servers import Redis, run_python
+
+
+def check(code: str, *arguments: str) -> str:
+    """Runs a program that must end by itself, quietly and with success."""
+    done = run_python(textwrap.dedent(code), *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert not done.stderr, done.stderr[-4000:]
+    return done.stdout
+
+
+FORK = """
+    import asyncio, os, sys, threading, time
+
+    def in_child(function):
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                function()
+                os._exit(0)
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+        end = time.monotonic() + 30
+        while True:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                assert status == 0, status
+                return
+            if time.monotonic() > end:
+                os.kill(child, 9)
+                raise SystemExit("the child hangs")
+            time.sleep(0.01)
+"""
+
+
+def test_importing_starts_no_thread() -> None:
+    check(
+        """
+        import threading
+        import kailash.core.resilience, kailash.nodes, kailash.workflow, kailash.runtime
+        assert threading.active_count() == 1
+        import os
+        assert len(os.listdir("/proc/self/task")) == 1
+        """
+    )
+
+
+def test_a_forked_child_has_breakers_without_calls_in_flight() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    guard = get_circuit_breaker(
+        "b", failure_threshold=1, recovery_timeout=0.01, half_open_requests=1, success_threshold=1)
+    heard = []
+    guard.add_listener(lambda old, new, metrics: heard.append(new.value))
+    guard.record_failure()
+    while guard.state is not CircuitState.HALF_OPEN:
+        time.sleep(0.001)
+    held = threading.Event()
+    def probe():
+        with guard:
+            held.set()
+            time.sleep(0.5)
+    thread = threading.Thread(target=probe)
+    thread.start()
+    held.wait()
+    try:
+        guard(lambda: 1)()
+        raise SystemExit("the probe's slot was free")
+    except CircuitBreakerError:
+        pass
+
+    def child():
+        assert guard.state is CircuitState.HALF_OPEN
+        assert guard(lambda: 1)() == 1
+        assert guard.state is CircuitState.CLOSED
+        guard.force_open()
+        end = time.monotonic() + 10
+        while heard[-2:] != ["closed", "open"]:
+            assert time.monotonic() < end, heard
+            time.sleep(0.01)
+
+    in_child(child)
+    thread.join()
+    assert guard.state is CircuitState.CLOSED
+    """
+    )
+
+
+def test_a_forked_child_has_partitions_with_nobody_inside() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.bulkhead import *
+    manager = get_bulkhead_manager()
+    manager.configure_partition(PartitionConfig(
+        "p", PartitionType.CUSTOM, max_concurrent_operations=2, queue_size=7))
+    part = manager.get_partition("p")
+    part.acquire()
+
+    async def main():
+        waits = asyncio.ensure_future(part.execute(time.sleep, 0.5))
+        await asyncio.sleep(0.1)
+        queued = asyncio.ensure_future(part.execute(lambda: "queued"))
+        await asyncio.sleep(0.1)
+        assert part.metrics.active_operations == 2 and part.metrics.queued_operations == 1
+
+        def child():
+            assert part.metrics.active_operations == 0 and part.metrics.queued_operations == 0
+            assert part.config.queue_size == 7
+            try:
+                part.release()
+                raise SystemExit("the parent's slot was released")
+            except RuntimeError:
+                pass
+
+            def run():
+                assert asyncio.run(execute_with_bulkhead("p", lambda: "sync")) == "sync"
+                assert asyncio.run(execute_with_bulkhead("database", asyncio.sleep, 0, 1)) == 1
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+
+        in_child(child)
+        assert await queued == "queued"
+        await waits
+        part.release()
+        assert part.metrics.active_operations == 0
+
+    asyncio.run(main())
+    """
+    )
+
+
+def test_a_call_that_forks_gives_its_slot_back_in_the_parent_only() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.bulkhead import *
+    from kailash.core.resilience.circuit_breaker import *
+    guard = get_circuit_breaker("b")
+    part = get_bulkhead_manager().get_partition("critical")
+    def both():
+        with guard, part:
+            in_child(lambda: None)
+            child = os.fork()
+            if child == 0:
+                return "child"
+            os.waitpid(child, 0)
+        return "parent"
+    if both() == "child":
+        assert part.metrics.active_operations == 0 and guard.metrics.total_calls == 0
+        os._exit(0)
+    assert part.metrics.active_operations == 0 and guard.metrics.successful_calls == 1
+    """
+    )
+
+
+def test_a_forked_child_has_nodes_and_monitors_of_its_own(
+    postgres_url: str, redis_server: Redis
+) -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.health_monitor import *
+    from kailash.nodes import SQLDatabaseNode, Node
+    from kailash.runtime import LocalRuntime
+    from kailash.workflow import WorkflowBuilder
+    url, port = sys.argv[1], int(sys.argv[2])
+    node = SQLDatabaseNode(url)
+    backend = lambda: node.execute(query="SELECT pg_backend_pid() AS pid")["data"][0]["pid"]
+    parents = backend()
+    class Own(Node):
+        def run(self, **inputs):
+            return os.getpid()
+    builder = WorkflowBuilder()
+    builder.add_node("SQLDatabaseNode", "db", {"connection_string": url, "query": "SELECT pg_backend_pid() AS pid"})
+    builder.add_node(Own, "own")
+    workflow = builder.build()
+    def by_workflow():
+        results, _ = LocalRuntime().execute(workflow)
+        assert results["own"] == {"result": os.getpid()}, results
+        return results["db"]["data"][0]["pid"]
+    of_workflow = by_workflow()
+    class Pid(HealthCheck):
+        async def check_health(self):
+            return {"status": "healthy", "message": str(os.getpid())}
+    monitor = get_health_monitor(check_interval=0.05)
+    monitor.register_check("db", DatabaseHealthCheck("db", url))
+    monitor.register_check("cache", RedisHealthCheck("cache", {"host": "127.0.0.1", "port": port}))
+    monitor.register_check("pid", Pid("pid"))
+    async def health():
+        results = await monitor.get_all_health_status()
+        assert all(result.is_healthy for result in results.values()), results
+        assert results["pid"].message == str(os.getpid())
+    asyncio.run(health())
+
+    def child():
+        assert backend() != parents
+        assert by_workflow() not in (parents, of_workflow)
+        assert builder.get_node("db").execute()["data"]
+        asyncio.run(health())
+        assert monitor.is_monitoring
+
+    for _ in range(3):
+        in_child(child)
+    assert backend() == parents, "a child closed its parent's connection"
+    asyncio.run(health())
+    """,
+        postgres_url,
+        str(redis_server.port),
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_works_by_every_method(method: str) -> None:
+    check(
+        f"""
+        import multiprocessing, sys
+        sys.path.insert(0, {str(__file__.rsplit("/", 1)[0])!r})
+        from for_multiprocessing import warm, work
+        if __name__ == "__main__":
+            warm()
+            with multiprocessing.get_context({method!r}).Pool(2) as pool:
+                assert pool.map(work, range(8)) == [2 * n for n in range(8)]
+        """
+    )
+
+
+def test_a_process_with_everything_running_ends_by_itself(redis_server: Redis) -> None:
+    check(
+        """
+        import asyncio, sys, threading, time
+        from kailash.core.resilience.bulkhead import *
+        from kailash.core.resilience.circuit_breaker import *
+        from kailash.core.resilience.health_monitor import *
+        from kailash.nodes import SQLDatabaseNode, Node
+        from kailash.runtime import LocalRuntime
+        from kailash.workflow import WorkflowBuilder
+
+        class Slow(HealthCheck):
+            async def check_health(self):
+                await asyncio.sleep(0.001)
+                return True
+
+        class Blocking(HealthCheck):
+            def check_health(self):
+                time.sleep(1000)
+
+        class Own(Node):
+            def run(self, **inputs):
+                return 1
+
+        monitor = get_health_monitor(check_interval=0.01, alert_threshold=1)
+        monitor.register_alert_callback(lambda alert: time.sleep(0.01))
+        monitor.register_check("cache", RedisHealthCheck("cache", {"host": "127.0.0.1", "port": int(sys.argv[1])}))
+        monitor.register_check("slow", Slow("slow"))
+        monitor.register_check("blocking", Blocking("blocking", timeout=0.01))
+        guard = get_circuit_breaker("b", failure_threshold=1)
+        guard.add_listener(lambda *news: time.sleep(0.01))
+
+        async def listener(*news):
+            await asyncio.sleep(1000)
+
+        async def main():
+            guard.add_listener(listener)
+            guard.record_failure()
+            try:
+                await execute_with_bulkhead("background", time.sleep, 1000, timeout=0.05)
+            except TimeoutError:
+                pass
+            assert SQLDatabaseNode("sqlite::memory:").execute(query="SELECT 1 AS n")["data"]
+            builder = WorkflowBuilder()
+            builder.add_node(Own, "own")
+            assert LocalRuntime().execute(builder.build())[0]["own"] == {"result": 1}
+            await asyncio.sleep(0.2)
+            assert await monitor.get_overall_health() is HealthStatus.UNHEALTHY
+
+        asyncio.run(main())
+        print("ended")
+        """,
+        str(redis_server.port),
+    )
+
+
+def test_ctrl_c_ends_a_call_that_waits_in_rust() -> None:
+    out = check(
+        """
+        import os, signal, threading, time
+        from kailash.nodes import HTTPRequestNode
+        import socket
+        silent = socket.create_server(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        try:
+            HTTPRequestNode().execute(url=f"http://127.0.0.1:{port}/")
+        except KeyboardInterrupt:
+            print("interrupted", time.monotonic() - began < 10)
+        silent.close()
+        """
+    )
+    assert out == "interrupted True\n"
+
+
+def test_other_threads_run_while_a_call_waits_in_rust() -> None:
+    check(
+        """
+        import socket, threading, time
+        from kailash.nodes import HTTPRequestNode
+        from kailash.sdk_exceptions import NodeExecutionError
+        silent = socket.create_server(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        def call():
+            try:
+                HTTPRequestNode().execute(url=f"http://127.0.0.1:{port}/", timeout=0.5)
+            except NodeExecutionError:
+                pass
+        thread = threading.Thread(target=call)
+        thread.start()
+        turns = 0
+        while thread.is_alive():
+            turns += 1
+            time.sleep(0.001)
+        assert turns > 50, turns
+        silent.close()
+        """
+    )

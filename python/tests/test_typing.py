@@ -1,0 +1,120 @@
+"""What type checkers see: decorated functions keep their signatures, and the stubs tell the truth."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROGRAM = '''
+from collections.abc import AsyncIterator, Iterator
+from typing import assert_type
+from kailash.core.resilience.bulkhead import execute_with_bulkhead
+from kailash.core.resilience.circuit_breaker import CircuitState, get_circuit_breaker
+
+breaker = get_circuit_breaker("b", failure_threshold=2)
+
+@breaker
+async def fetch(url: str, *, tries: int = 1) -> bytes:
+    return url.encode()
+
+@breaker
+def add(a: int, b: int = 0) -> int:
+    return a + b
+
+@breaker
+def rows(n: int) -> Iterator[int]:
+    yield n
+
+@breaker
+async def lines() -> AsyncIterator[str]:
+    yield "x"
+
+class Client:
+    @breaker
+    async def get(self, path: str) -> str:
+        return path
+
+def size(data: bytes) -> int:
+    return len(data)
+
+async def main() -> None:
+    assert_type(await fetch("u", tries=2), bytes)
+    assert_type(add(1, 2), int)
+    assert_type(rows(1), Iterator[int])
+    async for line in lines():
+        assert_type(line, str)
+    assert_type(await Client().get("p"), str)
+    assert_type(await breaker.call(fetch, "u"), bytes)
+    assert_type(breaker.call(add, 1), int)
+    assert_type(await execute_with_bulkhead("database", fetch, "u"), bytes)
+    assert_type(await execute_with_bulkhead("database", size, b"x", priority=1), int)
+    assert_type(breaker.state, CircuitState)
+    await breaker.reset()
+    async with breaker as same:
+        assert_type(same.name, str)
+'''
+
+WRONG = '''
+import kailash.core.resilience.circuit_breaker as cb
+breaker = cb.get_circuit_breaker("b")
+
+@breaker
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+@breaker
+def add(a: int) -> int:
+    return a
+
+fetch(5)
+add("x")
+add(1, 2)
+breaker.call(add, "x")
+breaker(5)
+'''
+
+
+def errors(arguments: list[str]) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def run_mypy(path: Path) -> tuple[int, str]:
+    return errors(["mypy", "--strict", "--config-file=", "--cache-dir", str(path.parent / "cache"), str(path)])
+
+
+def run_pyright(path: Path) -> tuple[int, str]:
+    settings = path.with_suffix(".json")
+    settings.write_text(json.dumps({"include": [path.name], "typeCheckingMode": "strict"}))
+    # The same checker, packaged with all that it needs.
+    arguments = ["-p", str(settings), "--pythonpath", sys.executable]
+    return errors(["basedpyright", *arguments])
+
+
+@pytest.mark.parametrize("checker", [run_mypy, run_pyright], ids=["mypy", "pyright"])
+def test_decorated_functions_keep_their_signatures(checker: object, tmp_path: Path) -> None:
+    assert callable(checker)
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(PROGRAM)
+    wrong.write_text(WRONG)
+    code, output = checker(right)
+    assert code == 0, output
+    code, output = checker(wrong)
+    assert code != 0
+    for line in range(len(WRONG.splitlines()) - 4, len(WRONG.splitlines()) + 1):
+        assert f"wrong.py:{line}:" in output, f"line {line} is wrong, and nothing says so:\n{output}"
+
+
+def test_the_package_is_typed_and_its_stubs_are_true() -> None:
+    code, output = errors(["mypy"])
+    assert code == 0, output
+    code, output = errors(["mypy.stubtest", "kailash"])
+    assert code == 0, output

@@ -1,0 +1,272 @@
+"""Python keeps what the vectors promise: the same files that Rust runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kailash import _native
+from kailash.core.resilience.bulkhead import BulkheadFullError, PartitionConfig, PartitionType
+from kailash.core.resilience.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitBreakerError,
+)
+from kailash.core.resilience.clock import ManualClock
+from kailash.core.resilience.config import ConfigError
+from kailash.core.resilience.health_monitor import HealthCheck, HealthMonitor, HealthStatus
+from waiting import until
+
+VECTORS = Path(__file__).resolve().parents[2] / "vectors"
+
+
+def vectors(feature: str) -> list[Any]:
+    files = sorted((VECTORS / feature).glob("*.json"))
+    assert len(files) >= 4, f"no vectors of {feature}"
+    return [pytest.param(json.loads(file.read_text()), id=file.stem) for file in files]
+
+
+# ------------------------------------------------------------------ circuit breaker
+
+
+def cases() -> Iterator[Any]:
+    for file in vectors("circuit_breaker"):
+        for case in file.values[0]:
+            yield pytest.param(case, id=case["name"])
+
+
+class Breaker:
+    """One breaker on a clock of the test's, steered by the words of a script."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.clock = ManualClock()
+        config = CircuitBreakerConfig(**{"jitter_enabled": False, **settings})
+        self.breaker = CircuitBreaker(config, clock=self.clock)
+        self.in_flight: dict[str, _native.CircuitBreakerPermit] = {}
+
+    def acquire(self) -> _native.CircuitBreakerPermit:
+        return self.breaker._native.acquire()
+
+    def end(self, permit: _native.CircuitBreakerPermit, how: str) -> None:
+        outcomes = {"S": "success", "F": "failure", "I": "ignore", "C": "cancel"}
+        getattr(permit, outcomes[how])()
+
+    def step(self, word: str) -> None:
+        if word[0] == "w" and word[1:].replace(".", "").isdigit():
+            self.clock.advance(float(word[1:]))
+        elif word[0] == "(":
+            self.in_flight[word[1:]] = self.acquire()
+        elif ")" in word:
+            call, how = word.split(")")
+            self.end(self.in_flight.pop(call), how)
+        elif word[0] == "+":
+            {"S": self.breaker.record_success, "F": self.breaker.record_failure}[word[1:]]()
+        elif word[0] == "!":
+            getattr(self.breaker, word[1:])()
+        elif "=" in word:
+            self.expect(*word.split("="))
+        elif word == "O":
+            with pytest.raises(CircuitBreakerError):
+                self.acquire()
+        else:
+            how, _, seconds = word.partition("/")
+            permit = self.acquire()
+            self.clock.advance(float(seconds or 0))
+            self.end(permit, how)
+
+    def expect(self, what: str, expected: str) -> None:
+        seen = self.breaker._native.snapshot()
+        if what == "":
+            is_forced = seen["forced"] and seen["state"] == "open"
+            state = "forced" if is_forced and expected == "forced" else seen["state"]
+            assert state == expected
+        elif what == "retry":
+            assert seen["retry_after"] == pytest.approx(float(expected), abs=1e-6)
+        elif what in ("cause", "would"):
+            found = seen["cause" if what == "cause" else "would_open"]
+            assert (found or "none") == expected
+        else:
+            name = {
+                "calls": "total_calls",
+                "failures": "failed_calls",
+                "slow": "slow_calls",
+                "rejections": "rejected_calls",
+                "openings": "openings",
+            }[what]
+            assert str(seen[name]) == expected
+
+
+@pytest.mark.parametrize("case", list(cases()))
+def test_circuit_breaker(case: dict[str, Any]) -> None:
+    run = Breaker(case["config"])
+    for place, word in enumerate(case["script"].split(), 1):
+        try:
+            run.step(word)
+        except AssertionError as error:
+            raise AssertionError(f"word {place} ({word}): {error}") from None
+
+
+# ------------------------------------------------------------------ bulkhead
+
+
+class Loop:
+    """What a partition knows of a loop."""
+
+    def __init__(self) -> None:
+        self.due: list[Any] = []
+
+    def call_soon_threadsafe(self, callback: Any) -> None:
+        self.due.append(callback)
+
+
+class Calls:
+    """One partition on a clock of the test's, and the calls that ask for its slots."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.clock, self.loop, self.now = ManualClock(), Loop(), 0.0
+        self.settings = {"name": "vector", "partition_type": PartitionType.CUSTOM, **settings}
+        self.config = PartitionConfig(**self.settings)
+        self.partition = _native.BulkheadPartition(self.config, self.clock)
+        self.running: dict[str, _native.BulkheadPermit] = {}
+        self.waiting: dict[str, tuple[_native.BulkheadWaiting, float]] = {}
+        self.news: dict[str, str] = {}
+
+    def look(self, call: str) -> None:
+        if call not in self.waiting:
+            return
+        try:
+            permit = self.waiting[call][0].poll(self.partition)
+        except BulkheadFullError as full:
+            self.news[call] = full.reason
+        else:
+            if permit is None:
+                return
+            self.running[call] = permit
+            self.news[call] = "started"
+        del self.waiting[call]
+
+    def settle(self) -> None:
+        while self.loop.due:
+            self.loop.due.pop(0)()
+
+    def step(self, step: dict[str, Any]) -> None:
+        self.news = {}
+        at = step.get("at", self.now)
+        self.clock.advance(at - self.now)
+        self.now = at
+        for call, (waiting, deadline) in list(self.waiting.items()):
+            if deadline <= self.now and (full := waiting.expire()) is not None:
+                assert isinstance(full, BulkheadFullError)
+                self.news[call] = full.reason
+                del self.waiting[call]
+        self.settle()
+        self.do(step["do"], step.get("call", ""), step)
+        self.settle()
+
+    def do(self, what: str, call: str, step: dict[str, Any]) -> None:
+        if what == "try_acquire":
+            try:
+                self.running[call] = self.partition.acquire()
+                self.news[call] = "started"
+            except BulkheadFullError as full:
+                self.news[call] = full.reason
+        elif what == "acquire":
+            timeout = step.get("timeout")
+            limit = timeout if timeout is not None else self.config.timeout
+            assert limit is not None
+            try:
+                waiting = self.partition.enqueue(
+                    step.get("priority"), timeout, self.loop, lambda: self.look(call)
+                )
+            except BulkheadFullError as full:
+                self.news[call] = full.reason
+                return
+            self.waiting[call] = waiting, self.now + limit
+            self.look(call)
+            self.news.setdefault(call, "waiting")
+        elif what == "release":
+            self.running.pop(call).release()
+        elif what == "cancel":
+            self.waiting.pop(call)[0].leave()
+        elif what == "configure":
+            self.settings |= step["config"]
+            self.config = PartitionConfig(**self.settings)
+            self.partition.reconfigure(self.config)
+        elif what == "close":
+            self.partition.close()
+        else:
+            assert what == "wait", what
+
+
+@pytest.mark.parametrize("vector", vectors("bulkhead"))
+def test_bulkhead(vector: dict[str, Any]) -> None:
+    known = {each.name for each in fields(PartitionConfig)}
+    for refused in vector.get("refused", []):
+        field = refused["field"]
+        with pytest.raises(ConfigError) as caught:
+            settings = {"name": "vector", "partition_type": PartitionType.CUSTOM}
+            PartitionConfig(**{**settings, **refused["config"]})
+        assert caught.value.field == field
+    if "steps" not in vector:
+        return
+    config = vector.get("config", {})
+    unending = config.get("timeout", 0) is None
+    if unending or not set(config) <= known:
+        pytest.skip("Python's partitions always have a timeout")
+    calls = Calls(config)
+    for place, step in enumerate(vector["steps"], 1):
+        calls.step(step)
+        about = f"step {place} ({step})"
+        if "then" in step:
+            assert calls.news == step["then"], about
+        seen = calls.partition.snapshot()
+        for count in ("active", "queued"):
+            if count in step:
+                assert seen[count] == step[count], about
+
+
+# ------------------------------------------------------------------ health
+
+
+class Told(HealthCheck):
+    """A check that finds what it is told."""
+
+    status = "unknown"
+
+    async def check_health(self) -> dict[str, str]:
+        return {"status": self.status}
+
+
+@pytest.mark.parametrize("vector", vectors("health"))
+async def test_health(vector: dict[str, Any]) -> None:
+    monitor = HealthMonitor(**{"check_interval": 3600, **vector.get("monitor", {})})
+    told: list[Any] = []
+    monitor.register_alert_callback(told.append)
+    checks = {name: Told(name, **settings) for name, settings in vector["checks"].items()}
+    for name, check in checks.items():
+        monitor.register_check(name, check)
+    known = 0
+    for place, step in enumerate(vector["steps"], 1):
+        for name, status in step["results"].items():
+            checks[name].status = status
+            assert (await monitor.check_now(name)).status is HealthStatus(status)
+        about, expected = f"step {place} ({step})", step["news"]
+        await until(lambda: len(told) >= known + len(expected))
+        news = [
+            {"check": alert.service_name, "news": "resolved"}
+            if alert.resolved
+            else {"check": alert.service_name, "news": "raised", "level": alert.level.value}
+            for alert in told[known:]
+        ]
+        assert news == expected, about
+        known = len(told)
+        assert (await monitor.get_overall_health()).value == step["overall"], about
+    await asyncio.sleep(0.01)
+    assert len(told) == known, "more was told than happened"
+    for name in checks:
+        monitor.unregister_check(name)
