@@ -384,6 +384,28 @@ fn nothing_is_lost_on_mariadb_when_the_process_is_killed() {
     killed_at_random(5, orders.on(MARIADB.database("killed")));
 }
 
+#[test]
+fn a_database_that_restarts_in_the_middle_loses_nothing() {
+    let postgres = Postgres::start();
+    let orders = Orders::new(1500).with_short_faults();
+    // The test server answers commits before they are written unless it is told otherwise.
+    let url = format!(
+        "{}?options[synchronous_commit]=on",
+        postgres.database("restarted")
+    );
+    let orders = orders.on(url);
+    let orders = orders.set("breakers.orders_db.recovery_timeout", "100ms");
+    let process = orders.command("run").arg("--json").spawn().unwrap();
+    wait_until_stored(&orders, 100);
+    postgres.restart();
+    let (status, stdout, stderr) = end(process);
+    assert!(status.success(), "{status}\n{stderr}");
+    let summary: Json = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(summary["items"]["announced"], 1500, "{stderr}");
+    assert_eq!(orders.stored(), (1500, 0));
+    assert_eq!(summary["sandbox"]["accepted"], 1500, "{stderr}");
+}
+
 /// A service that answers nothing but errors.
 fn down(orders: Orders) -> Orders {
     orders

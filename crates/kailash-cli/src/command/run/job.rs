@@ -187,7 +187,12 @@ impl Job {
         let mut counts = self.counts_so_far();
         if let Some(mail) = &self.mail {
             match mail.outbox.count_unsent().await {
-                Ok(unsent) => counts.pending = unsent,
+                Ok(unsent) => {
+                    // A mark whose answer was lost counts here only.
+                    let marked = counts.stored.saturating_sub(unsent);
+                    counts.announced = counts.announced.max(marked).min(counts.stored);
+                    counts.pending = unsent;
+                }
                 Err(error) => self.log.note(format_args!("database: {error}")),
             }
         }

@@ -1,0 +1,105 @@
+//! Settings of the library from those of a run file: what is not said keeps its default.
+
+use kailash::bulkhead::{PartitionConfig, PartitionType};
+use kailash::circuit_breaker;
+use kailash_workflow::rows::ColumnType;
+
+use super::duration::{ShareOrOff, Span, SpanOrOff};
+use super::schema;
+
+pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Config {
+    let default = circuit_breaker::Config::default();
+    let duration = |given: Option<Span>, default| given.map_or(default, |span| span.0);
+    let or_off = |given: Option<SpanOrOff>, default| given.map_or(default, |span| span.0);
+    let share = |given: Option<ShareOrOff>, default| given.map_or(default, |share| share.0);
+    circuit_breaker::Config {
+        failure_threshold: count(settings.failure_threshold, default.failure_threshold),
+        success_threshold: count(settings.success_threshold, default.success_threshold),
+        recovery_timeout: duration(settings.recovery_timeout, default.recovery_timeout),
+        max_recovery_timeout: duration(settings.max_recovery_timeout, default.max_recovery_timeout),
+        half_open_requests: count(settings.half_open_requests, default.half_open_requests),
+        error_rate_threshold: share(settings.error_rate_threshold, default.error_rate_threshold),
+        window_size: count(settings.window_size, default.window_size),
+        min_calls_before_evaluation: count(
+            settings.min_calls_before_evaluation,
+            default.min_calls_before_evaluation,
+        ),
+        slow_call_threshold: or_off(settings.slow_call_threshold, default.slow_call_threshold),
+        slow_call_rate_threshold: share(
+            settings.slow_call_rate_threshold,
+            default.slow_call_rate_threshold,
+        ),
+        max_wait_duration_in_half_open: duration(
+            settings.max_wait_duration_in_half_open,
+            default.max_wait_duration_in_half_open,
+        ),
+        exponential_backoff_multiplier: settings
+            .exponential_backoff_multiplier
+            .unwrap_or(default.exponential_backoff_multiplier),
+        jitter_enabled: settings.jitter_enabled.unwrap_or(default.jitter_enabled),
+        max_jitter_percentage: settings
+            .max_jitter_percentage
+            .unwrap_or(default.max_jitter_percentage),
+        cancelled_counts_after: or_off(
+            settings.cancelled_counts_after,
+            default.cancelled_counts_after,
+        ),
+    }
+}
+
+/// A count; one that no `u32` holds becomes one that no range allows.
+pub(super) fn count(given: Option<i64>, default: u32) -> u32 {
+    let Some(given) = given else { return default };
+    u32::try_from(given).unwrap_or(if given < 0 { 0 } else { u32::MAX })
+}
+
+pub(super) fn partition(settings: schema::Partition, base: PartitionConfig) -> PartitionConfig {
+    let optional = |given: Option<i64>, base: Option<u32>| match given {
+        None => base,
+        given => Some(count(given, 0)),
+    };
+    let priority = settings.priority.unwrap_or(i64::from(base.priority));
+    PartitionConfig {
+        max_concurrent_operations: count(
+            settings.max_concurrent_operations,
+            base.max_concurrent_operations,
+        ),
+        queue_size: count(settings.queue_size, base.queue_size),
+        timeout: settings.timeout.map_or(base.timeout, |span| span.0),
+        priority: u8::try_from(priority).unwrap_or(0),
+        max_threads: optional(settings.max_threads, base.max_threads),
+        max_connections: optional(settings.max_connections, base.max_connections),
+        evict_lower_priority: settings
+            .evict_lower_priority
+            .unwrap_or(base.evict_lower_priority),
+        ..base
+    }
+}
+
+pub(super) fn partition_type(chosen: schema::PartitionType) -> PartitionType {
+    use schema::PartitionType as Chosen;
+    match chosen {
+        Chosen::CpuBound => PartitionType::CpuBound,
+        Chosen::IoBound => PartitionType::IoBound,
+        Chosen::Critical => PartitionType::Critical,
+        Chosen::Background => PartitionType::Background,
+        Chosen::Custom => PartitionType::Custom,
+        Chosen::Database => PartitionType::Database,
+        Chosen::Api => PartitionType::Api,
+    }
+}
+
+pub(super) fn column_type(chosen: schema::ColumnType) -> ColumnType {
+    use schema::ColumnType as Chosen;
+    match chosen {
+        Chosen::Text => ColumnType::Text,
+        Chosen::Int => ColumnType::Int,
+        Chosen::Float => ColumnType::Float,
+        Chosen::Decimal => ColumnType::Decimal,
+        Chosen::Bool => ColumnType::Bool,
+        Chosen::Date => ColumnType::Date,
+        Chosen::Time => ColumnType::Time,
+        Chosen::DateTime => ColumnType::DateTime,
+        Chosen::Uuid => ColumnType::Uuid,
+    }
+}
