@@ -350,9 +350,10 @@ fn every_part_of_the_graph_is_checked_before_it_runs() {
         ],
     );
     refused_with(
-        "from = \"store\"",
-        "from = \"announce\"",
-        &["nodes wait for each other: announce -> announce"],
+        "[outbox]",
+        "[[nodes]]\nid = \"next\"\ntype = \"HTTPRequestNode\"\nurl = \"x\"\n\n\
+         [[connections]]\nfrom = \"announce\"\nto = \"next\"\n\n[outbox]",
+        &["shop.toml:39: connections.1.from: `announce` is sent again by itself"],
     );
     refused_with(
         "from = \"store\"",
@@ -367,6 +368,29 @@ fn every_part_of_the_graph_is_checked_before_it_runs() {
         "breaker = \"notify\"\ntimeout = \"0s\"",
         &["shop.toml:26: nodes.announce.timeout: 0s is not allowed, a duration above zero is"],
     );
+}
+
+#[test]
+fn nodes_that_wait_for_each_other_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let node =
+        |id| format!("[[nodes]]\nid = \"{id}\"\ntype = \"HTTPRequestNode\"\nurl = \"http://x\"\n");
+    let connection = |from, to| format!("[[connections]]\nfrom = \"{from}\"\nto = \"{to}\"\n");
+    let text = [
+        node("a"),
+        node("b"),
+        connection("a", "b"),
+        connection("b", "a"),
+    ]
+    .concat();
+    std::fs::write(folder.path().join("ring.toml"), text).unwrap();
+    let output = kailash(folder.path(), &["run", "ring.toml"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("nodes wait for each other: a -> b -> a"),
+        "{stderr}"
+    );
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]

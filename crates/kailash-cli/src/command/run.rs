@@ -2,6 +2,7 @@
 
 mod input;
 mod job;
+mod mail;
 mod setup;
 
 use std::process::ExitCode;

@@ -288,6 +288,7 @@ impl<'t> Reader<'t> {
                 }
             }
         }
+        self.check_send(file);
         let workflow = match plan::build(file, None) {
             Ok(workflow) => workflow,
             Err(wrong) => return self.wrong_plan(wrong),
@@ -310,6 +311,28 @@ impl<'t> Reader<'t> {
                 let path = ["nodes", &index.to_string()];
                 self.document
                     .unknown(&path, "name in an expression", name, &known);
+            }
+        }
+    }
+
+    /// What is sent again goes through the sending node alone, so nothing else may hang on it.
+    fn check_send(&mut self, file: &RunFile) {
+        let Some(Outbox { store, send, .. }) = &file.outbox else {
+            return;
+        };
+        for (index, connection) in file.connections.iter().enumerate() {
+            let index = index.to_string();
+            let Connection { from, to, .. } = connection;
+            if to == send && from != store {
+                let why =
+                    format!("`{send}` is sent again by itself, so it can follow `{store}` only");
+                self.document
+                    .complain(&["connections", &index, "from"], &why);
+            }
+            if from == send {
+                let why = format!("`{send}` is sent again by itself, so nothing can follow it");
+                self.document
+                    .complain(&["connections", &index, "from"], &why);
             }
         }
     }
@@ -417,7 +440,7 @@ impl<'t> Reader<'t> {
             table: read.table,
             store: read.store,
             send: read.send,
-            give_up_after: give_up_after.unwrap_or(Duration::from_secs(60)),
+            give_up_after: give_up_after.unwrap_or(Duration::from_secs(300)),
         })
     }
 

@@ -153,7 +153,8 @@ pub(crate) struct Outbox {
     pub(crate) store: String,
     /// The HTTP node whose 2xx marks the row as sent.
     pub(crate) send: String,
-    /// How long the run goes on without one row sent before it leaves the rest to the next run.
+    /// How long the run goes on without one row stored or sent before it leaves the rest to the next
+    /// run: 5 min if not said.
     pub(crate) give_up_after: Option<Span>,
 }
 

@@ -30,7 +30,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct RelayConfig {
     /// Rows that are sent at once, at least 1; default 16.
     pub concurrency: usize,
-    /// How long it goes on without one row sent once no more come: default 60 s.
+    /// How long it goes on without one row sent once no more come: default 5 min. One that is
+    /// shorter than an opening of the breaker leaves it no second try.
     pub give_up_after: Duration,
     /// The breaker that the sending goes through: nothing is sent while it is open, and no more than
     /// its probes while it is half-open.
@@ -43,7 +44,7 @@ impl Default for RelayConfig {
     fn default() -> Self {
         Self {
             concurrency: 16,
-            give_up_after: Duration::from_secs(60),
+            give_up_after: Duration::from_secs(300),
             breaker: None,
             partition: None,
         }

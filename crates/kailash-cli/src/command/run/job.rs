@@ -4,65 +4,53 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::stream;
 use kailash::bulkhead::Partition;
 use kailash::circuit_breaker::CircuitBreaker;
-use kailash_workflow::outbox::{Delivery, Ended, Outbox, Relay, Unsent};
+use kailash_workflow::outbox::Ended;
 use kailash_workflow::rows::{Row, Rows};
-use kailash_workflow::{Inputs, Items, LocalRuntime, Map, NodeError, NodeResult, Prepared, Value};
+use kailash_workflow::{Inputs, Items, LocalRuntime, Map, NodeResult, Prepared, Value};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::input::{self, Parcel};
+use super::mail::Mail;
 use crate::output::{Counts, Log};
 use crate::run_file::RunFile;
 
-/// How long a row waits for a breaker or a partition that does not say how long.
-const LOOK: Duration = Duration::from_millis(20);
 /// How many failures of one kind are shown.
 const SHOWN: u64 = 3;
 
 /// What all rows share.
 pub(crate) struct Job {
     pub(crate) log: Log,
-    file: RunFile,
-    runtime: LocalRuntime,
-    workflow: Prepared,
-    mail: Option<Mail>,
-    values: Map,
-    stopped: watch::Sender<bool>,
-    read: AtomicU64,
-    rejected_lines: AtomicU64,
-    failed: AtomicU64,
+    pub(super) file: RunFile,
+    pub(super) runtime: LocalRuntime,
+    pub(super) workflow: Prepared,
+    pub(super) mail: Option<Mail>,
+    pub(super) values: Map,
+    pub(super) stopped: watch::Sender<bool>,
+    pub(super) read: AtomicU64,
+    pub(super) rejected_lines: AtomicU64,
+    pub(super) failed: AtomicU64,
     /// Rows that are stored, or done where there is no outbox.
-    stored: AtomicU64,
+    pub(super) stored: AtomicU64,
     /// Of those stored, the rows that earlier runs stored.
-    stored_before: AtomicU64,
+    pub(super) stored_before: AtomicU64,
     /// Rows that were sent before this run.
-    sent_before: AtomicU64,
+    pub(super) sent_before: AtomicU64,
+    /// Whether the input was read to its end.
+    pub(super) all_read: AtomicBool,
     /// Rows that were not begun, or given up while they waited to be stored.
-    left: AtomicBool,
-    newest_stored: Mutex<Instant>,
-    failures: Mutex<HashMap<String, u64>>,
+    pub(super) left: AtomicBool,
+    pub(super) newest_stored: Mutex<Instant>,
+    pub(super) failures: Mutex<HashMap<String, u64>>,
     /// Keys that the relay sent, which a row read later would count again.
-    relayed: Mutex<HashSet<String>>,
+    pub(super) relayed: Mutex<HashSet<String>>,
     /// What became of each node, where there is no input.
-    outcome: Mutex<Map>,
-}
-
-/// The outbox and its ends.
-pub(super) struct Mail {
-    pub(super) outbox: Outbox,
-    pub(super) relay: Relay,
-    pub(super) store: String,
-    pub(super) send: String,
-    pub(super) sending: Prepared,
-    pub(super) give_up_after: Duration,
-    pub(super) unsent_before: u64,
-    /// Whether no row was ever stored, so that none needs to be looked up.
-    pub(super) is_new: bool,
+    pub(super) outcome: Mutex<Map>,
 }
 
 impl Job {
@@ -89,6 +77,7 @@ impl Job {
             stored_before: AtomicU64::new(0),
             sent_before: AtomicU64::new(0),
             outcome: Mutex::default(),
+            all_read: AtomicBool::new(false),
             left: AtomicBool::new(false),
             newest_stored: Mutex::new(Instant::now()),
             failures: Mutex::default(),
@@ -199,14 +188,14 @@ impl Job {
         counts
     }
 
-    fn inputs(&self, row: &Row) -> Inputs {
+    pub(super) fn inputs(&self, row: &Row) -> Inputs {
         let mut values = self.values.clone();
         values.insert("row".to_owned(), Value::Map(row.values.clone()));
         Inputs::new(values)
     }
 
     /// Notes a failure: the first of each kind is shown.
-    fn fail(&self, what: &str, error: &str) {
+    pub(super) fn fail(&self, what: &str, error: &str) {
         let mut failures = lock(&self.failures);
         let count = failures.entry(what.to_owned()).or_default();
         *count += 1;
@@ -252,119 +241,6 @@ impl Job {
         };
     }
 
-    async fn store_and_send(&self, mail: &Mail, row: Row) {
-        let held = mail.relay.hold(&row.key);
-        let mut inputs = self.inputs(&row);
-        let store_inputs = Map::from_iter([
-            ("item_key".to_owned(), Value::from(row.key.as_str())),
-            ("payload".to_owned(), Value::from(row.to_json())),
-        ]);
-        inputs.nodes.insert(mail.store.clone(), store_inputs);
-        loop {
-            let begun_at = SystemTime::now();
-            let mut run = self.workflow.run(&inputs).await;
-            let error = match run.results.swap_remove(&mail.store) {
-                Some(NodeResult::Done {
-                    instead_of: None, ..
-                }) => {
-                    self.stored.fetch_add(1, Ordering::Relaxed);
-                    *lock(&self.newest_stored) = Instant::now();
-                    match run.results.get(&mail.send).map(delivery) {
-                        Some(Delivery::Sent) => {
-                            held.sent(begun_at).await;
-                        }
-                        Some(Delivery::Refused) => {
-                            self.refused(&row.key, run.results.get(&mail.send));
-                            held.refused();
-                        }
-                        Some(Delivery::Failed) | None => {}
-                    }
-                    return;
-                }
-                Some(
-                    NodeResult::Done {
-                        instead_of: Some(error),
-                        ..
-                    }
-                    | NodeResult::Failed(error),
-                ) => error,
-                Some(NodeResult::Skipped { because }) => {
-                    NodeError::execution(format!("skipped because of {because}"))
-                }
-                None => NodeError::execution("it is not part of the graph"),
-            };
-            if let Some(wait) = refused_for(&error) {
-                if lock(&self.newest_stored).elapsed() > mail.give_up_after {
-                    self.left.store(true, Ordering::Relaxed);
-                    if !self.stopped.send_replace(true) {
-                        mail.relay.stop();
-                        let (store, seconds) = (&mail.store, mail.give_up_after.as_secs_f64());
-                        self.log.note(format_args!(
-                            "node {store}: gave up after {seconds} s without one success: {error}"
-                        ));
-                    }
-                    return;
-                }
-                tokio::select! {
-                    () = sleep(wait) => continue,
-                    () = self.stopped() => {
-                        self.left.store(true, Ordering::Relaxed);
-                        return;
-                    }
-                }
-            }
-            // It may have been stored all the same: by another process, or before the answer was lost.
-            let found = mail.outbox.find(std::slice::from_ref(&row.key)).await;
-            if found.is_ok_and(|found| found.contains_key(&row.key)) {
-                self.stored.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            let what = format!("node {}", mail.store);
-            self.fail(&what, &format!("line {}: {error}", row.line));
-            return;
-        }
-    }
-
-    /// Sends a row that is stored already.
-    async fn send_again(&self, unsent: Unsent) -> Delivery {
-        let (Some(mail), Some(input)) = (&self.mail, &self.file.input) else {
-            return Delivery::Refused;
-        };
-        let Some(row) = input.columns.from_json(&unsent.payload) else {
-            let error = "its payload does not fit [input.columns]";
-            self.fail(&format!("outbox row {}", unsent.key), error);
-            return Delivery::Refused;
-        };
-        let run = mail.sending.run(&self.inputs(&row)).await;
-        let result = run.results.get(&mail.send);
-        let delivery = result.map_or(Delivery::Failed, delivery);
-        match delivery {
-            Delivery::Refused => self.refused(&unsent.key, result),
-            Delivery::Sent => {
-                lock(&self.relayed).insert(unsent.key);
-            }
-            Delivery::Failed => {}
-        }
-        delivery
-    }
-
-    fn refused(&self, key: &str, result: Option<&NodeResult>) {
-        let why = match result {
-            Some(NodeResult::Done { outputs, .. }) => match outputs.get("status_code") {
-                Some(status) => format!("status {status}"),
-                None => "no status".to_owned(),
-            },
-            Some(NodeResult::Failed(error)) => error.to_string(),
-            _ => "it was skipped".to_owned(),
-        };
-        let send = self.mail.as_ref().map_or("", |mail| &mail.send);
-        self.fail(
-            &format!("node {send}"),
-            &format!("{key} was refused: {why}"),
-        );
-    }
-
     /// The rows of a parcel that are new.
     async fn receive(&self, parcel: Parcel) -> VecDeque<Row> {
         match parcel {
@@ -385,35 +261,10 @@ impl Job {
     }
 
     /// Returns once the run is stopped.
-    async fn stopped(&self) {
+    pub(super) async fn stopped(&self) {
         let mut stopped = self.stopped.subscribe();
         // The sender lives as long as this.
         let _ = stopped.wait_for(|stopped| *stopped).await;
-    }
-
-    /// Leaves out the rows that earlier runs stored.
-    async fn new_rows(&self, rows: Vec<Row>) -> VecDeque<Row> {
-        let Some(mail) = self.mail.as_ref().filter(|mail| !mail.is_new) else {
-            return rows.into();
-        };
-        let keys: Vec<String> = rows.iter().map(|row| row.key.clone()).collect();
-        // Where the look-up fails, storing fails too, and looks again.
-        let found = mail.outbox.find(&keys).await.unwrap_or_default();
-        let relayed = lock(&self.relayed);
-        let (mut stored, mut sent) = (0, 0);
-        let rows = rows.into_iter().filter(|row| match found.get(&row.key) {
-            None => true,
-            Some(is_sent) => {
-                stored += 1;
-                sent += u64::from(*is_sent && !relayed.contains(&row.key));
-                false
-            }
-        });
-        let rows = rows.collect();
-        self.stored.fetch_add(stored, Ordering::Relaxed);
-        self.stored_before.fetch_add(stored, Ordering::Relaxed);
-        self.sent_before.fetch_add(sent, Ordering::Relaxed);
-        rows
     }
 }
 
@@ -470,7 +321,11 @@ async fn run_rows(job: &Arc<Job>, rows: Rows) {
     let source = (Arc::clone(job), parcels, VecDeque::new());
     let rows = stream::unfold(source, async |(job, mut parcels, mut rows)| {
         while rows.is_empty() {
-            rows = job.receive(parcels.recv().await?).await;
+            let Some(parcel) = parcels.recv().await else {
+                job.all_read.store(true, Ordering::Relaxed);
+                return None;
+            };
+            rows = job.receive(parcel).await;
         }
         Some((rows.pop_front()?, (job, parcels, rows)))
     });
@@ -493,44 +348,15 @@ async fn run_rows(job: &Arc<Job>, rows: Rows) {
     loop {
         tokio::select! {
             done = items.next() => if done.is_none() { break },
-            () = &mut stopper, if !is_stopped => {
-                is_stopped = true;
-                job.left.store(true, Ordering::Relaxed);
-            }
+            () = &mut stopper, if !is_stopped => is_stopped = true,
         }
     }
-}
-
-/// What came of sending, by the result of the node that sends.
-fn delivery(result: &NodeResult) -> Delivery {
-    let NodeResult::Done {
-        outputs,
-        instead_of: None,
-    } = result
-    else {
-        return match result {
-            NodeResult::Failed(NodeError::Input(_)) => Delivery::Refused,
-            _ => Delivery::Failed,
-        };
-    };
-    match outputs.get("status_code").and_then(Value::as_int) {
-        Some(200..300) => Delivery::Sent,
-        // Too slow or too many: what is right now may be taken later.
-        Some(408 | 425 | 429 | 500..) | None => Delivery::Failed,
-        Some(_) => Delivery::Refused,
-    }
-}
-
-/// How long to wait before another try, when nothing was tried.
-fn refused_for(error: &NodeError) -> Option<Duration> {
-    match error {
-        NodeError::Rejected(rejected) => Some(rejected.retry_after.unwrap_or(LOOK).max(LOOK)),
-        NodeError::Full(_) => Some(LOOK),
-        _ => None,
+    if is_stopped && !job.all_read.load(Ordering::Relaxed) {
+        job.left.store(true, Ordering::Relaxed);
     }
 }
 
 /// A panic elsewhere leaves what is counted here as right as it was.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,8 @@ use crate::output::Log;
 use crate::run_file::{self, Check, CheckType, RunFile};
 use crate::sandbox::{self, Stats};
 
-use super::job::{Job, Mail};
+use super::job::Job;
+use super::mail::Mail;
 
 /// Why nothing was run, without secrets.
 #[derive(Debug)]
