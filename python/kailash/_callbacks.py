@@ -120,7 +120,9 @@ class Callback:
 
     def join(self, timeout: float) -> None:
         """Waits until what was told so far has been worked off."""
-        thread = self._thread
+        with self._lock:
+            # Under the lock it has been started.
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 

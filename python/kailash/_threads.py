@@ -70,13 +70,8 @@ class Threads:
             self._started += 1
             name = f"{self._name}-{self._started}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._threads.add(thread)
-        try:
             thread.start()
-        except RuntimeError:
-            with self._lock:
-                self._threads.discard(thread)
-            raise
+            self._threads.add(thread)
 
     def _work(self) -> None:
         jobs, lock = self._jobs, self._lock

@@ -17,6 +17,7 @@ from kailash.core.resilience.health_monitor import (
     DatabaseHealthCheck,
     HealthAlert,
     HealthCheck,
+    HealthCheckManager,
     HealthCheckResult,
     HealthMonitor,
     HealthStatus,
@@ -422,3 +423,28 @@ async def test_a_monitor_that_nobody_holds_ends_with_its_threads() -> None:
     gc.collect()
     await until(lambda: not any("forgotten" in thread.name for thread in threading.enumerate()))
     assert len(health_monitor._every) <= 2
+
+
+async def test_a_manager_runs_checks_when_asked_and_remembers() -> None:
+    manager, told = HealthCheckManager({"max_concurrent_checks": 2}), []
+    manager.add_status_change_callback(lambda name, result: told.append((name, result.status)))
+    check = Answering(True, name="a")
+    manager.register_health_check(check, interval=60)
+    manager.register_health_check(Answering({"status": "degraded"}, name="b"))
+    assert (await manager.run_health_check("a")).is_healthy
+    summary = await manager.get_health_summary()
+    assert (summary.total_checks, summary.healthy_checks, summary.degraded_checks) == (2, 1, 1)
+    assert summary.overall_status is DEGRADED
+    check.answer = False
+    await manager.run_health_check("a")
+    await until(lambda: told == [("a", UNHEALTHY)])
+    assert [result.is_healthy for result in manager.get_health_history("a")] == [True, True, False]
+    assert len(manager.get_health_history("a", limit=1)) == 1
+    assert manager.last_results["a"].status is UNHEALTHY
+    with pytest.raises(ValueError):
+        await manager.run_health_check("no such")
+    with pytest.raises(ValueError):
+        HealthCheckManager({"max_concurrent_checks": 0})
+    with pytest.raises(ValueError):
+        HealthCheckManager({"paralel_checks": True})
+    await manager.shutdown()

@@ -205,7 +205,9 @@ impl BulkheadPartition {
         let priority = priority.map_err(|error| config::raise(py, &error, None))?;
         let timeout =
             timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
-        let waiting = self.inner.load().enqueue(Admission { priority, timeout });
+        let waiting = attached(py, || {
+            self.inner.load().enqueue(Admission { priority, timeout })
+        });
         let waiting = waiting.map_err(|full| raise_full(py, &full))?;
         Ok(BulkheadWaiting {
             waiting: Mutex::new(Some(waiting)),

@@ -4,7 +4,7 @@
 //! threads did not come along, and builds its own.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::config;
 
 static PROCESS: ArcSwapOption<Process> = ArcSwapOption::const_empty();
 static FORKS: AtomicU64 = AtomicU64::new(0);
+/// Whether the interpreter is ending, so that nothing must wait for Python's lock any more.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
 // How often a thread that waits for Rust looks whether the user pressed Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
@@ -149,7 +151,8 @@ pub(crate) fn deliver(errand: impl FnOnce(Python<'_>) + Send + 'static) {
     match &*PROCESS.load() {
         // A courier that has stopped leaves it undone: the interpreter is going away.
         Some(process) => drop(process.courier.send(Parcel::Errand(errand))),
-        // Nothing of ours runs yet, so this is a thread of Python's, or of a user's of Rust.
+        None if IS_ENDING.load(Ordering::Acquire) => std::mem::forget(errand),
+        // Nothing of ours runs yet, so this is a thread of Python's.
         None => drop(Python::try_attach(errand)),
     }
 }
@@ -327,9 +330,10 @@ impl Courier {
     }
 }
 
-/// Ends the runtime's threads and the courier; a later call builds new ones.
+/// Ends the runtime's threads and the courier, as the interpreter ends.
 #[pyfunction]
 pub(crate) fn shut_down(py: Python<'_>) -> PyResult<()> {
+    IS_ENDING.store(true, Ordering::Release);
     let Some(process) = PROCESS.load_full() else {
         return Ok(());
     };
@@ -348,6 +352,7 @@ pub(crate) fn shut_down(py: Python<'_>) -> PyResult<()> {
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::AcqRel);
+    IS_ENDING.store(false, Ordering::Release);
     // Not dropped: its threads are the parent's, and to wait for them would be for ever.
     std::mem::forget(PROCESS.swap(None));
 }

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import Any
 from uuid import uuid4
 
 from kailash import _native
 from kailash._callbacks import Callback, Done
-from kailash._loops import LoopThread
 from kailash._process import at_exit, in_forked_child
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
+from kailash.core.resilience.health_check import (
+    BuiltInCheck,
+    CustomHealthCheck,
+    DatabaseHealthCheck,
+    HealthCheck,
+    HealthCheckResult,
+    HealthStatus,
+    HTTPHealthCheck,
+    MemoryHealthCheck,
+    RedisHealthCheck,
+    Runner,
+    result_of,
+)
 
 __all__ = [
     "AlertLevel",
@@ -28,24 +37,27 @@ __all__ = [
     "HTTPHealthCheck",
     "HealthAlert",
     "HealthCheck",
+    "HealthCheckManager",
     "HealthCheckResult",
     "HealthMetrics",
     "HealthMonitor",
     "HealthStatus",
+    "HealthSummary",
     "MemoryHealthCheck",
     "RedisHealthCheck",
+    "get_health_manager",
     "get_health_monitor",
     "quick_health_check",
+    "register_custom_health_check",
+    "register_database_health_check",
+    "register_memory_health_check",
 ]
 
+_STATUSES = {status.value: status for status in HealthStatus}
 
-class HealthStatus(Enum):
-    """How something is."""
 
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    UNHEALTHY = "unhealthy"
-    UNKNOWN = "unknown"
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class AlertLevel(Enum):
@@ -55,61 +67,6 @@ class AlertLevel(Enum):
     WARNING = "warning"
     CRITICAL = "critical"
     FATAL = "fatal"
-
-
-_STATUSES = {status.value: status for status in HealthStatus}
-_MESSAGES = {
-    HealthStatus.HEALTHY: "Service is healthy",
-    HealthStatus.DEGRADED: "Service is degraded but functional",
-    HealthStatus.UNHEALTHY: "Service is unhealthy",
-    HealthStatus.UNKNOWN: "Service status unknown",
-}
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-@dataclass
-class HealthCheckResult:
-    """What a run of a check found; `age` is in seconds, and 0 where the run has just ended."""
-
-    check_id: str = field(default_factory=lambda: str(uuid4()))
-    service_name: str = ""
-    status: HealthStatus = HealthStatus.UNKNOWN
-    response_time_ms: float = 0.0
-    timestamp: datetime | None = field(default_factory=_now)
-    details: dict[str, Any] = field(default_factory=dict)
-    error_message: str | None = None
-    message: str = ""
-    age: float = 0.0
-    error_class: str | None = None
-    critical: bool = True
-    consecutive_failures: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.message:
-            self.message = self.error_message or _MESSAGES[self.status]
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the service can be used: HEALTHY or DEGRADED."""
-        return self.status in (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
-
-    @property
-    def check_name(self) -> str:
-        """The same as `service_name`."""
-        return self.service_name
-
-    @property
-    def error(self) -> str | None:
-        """The same as `error_message`."""
-        return self.error_message
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The same as `details`."""
-        return self.details
 
 
 @dataclass(frozen=True)
@@ -146,334 +103,6 @@ class HealthAlert:
         return self.resolved_at is not None
 
 
-CheckAnswer = HealthCheckResult | dict[str, Any] | bool
-
-
-class HealthCheck(ABC):
-    """A check of one's own: a subclass says in `check_health` how its service is.
-
-    `check_health` may be async or not, and answers a HealthCheckResult, a dict with `status` and
-    perhaps `message`, `error` and `metadata`, or a bool; an exception is UNHEALTHY. It runs on a
-    thread of the monitor's, an async one on a loop that lasts while the check is registered, so it
-    may block. With `run_on="caller"` it runs on the loop that registers it, and must not block.
-
-    `timeout`, `check_interval` (None: the monitor's) are in seconds; `timeout` holds whatever the
-    check does. `alert_threshold` (None: the monitor's) is how many failures in a row raise an alert.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        timeout: float = 5.0,
-        critical: bool = True,
-        *,
-        check_interval: float | None = None,
-        alert_threshold: int | None = None,
-        run_on: Literal["monitor", "caller"] = "monitor",
-    ) -> None:
-        if not isinstance(name, str):
-            raise ConfigTypeError("name", name, "a text")
-        if run_on not in ("monitor", "caller"):
-            raise ConfigError("run_on", run_on, "'monitor' or 'caller'")
-        self.name = name
-        self.timeout = timeout
-        self.critical = critical
-        self.check_interval = check_interval
-        self.alert_threshold = alert_threshold
-        self.run_on = run_on
-        _native.check_health_check_config(self)
-
-    @property
-    def check_name(self) -> str:
-        """The same as `name`."""
-        return self.name
-
-    @abstractmethod
-    def check_health(self) -> CheckAnswer | Awaitable[CheckAnswer]:
-        """Finds out how the service is."""
-
-
-class _BuiltIn(HealthCheck):
-    """A check that Rust runs, unless a subclass brings its own `check_health`."""
-
-    def _make(self) -> _native.HealthChecker:
-        raise NotImplementedError
-
-    async def check_health(self) -> CheckAnswer:
-        """Runs the check once, within its timeout."""
-        found = await _native.run_check(self._make(), self.timeout)
-        return _result(self.name, found | {"critical": self.critical})
-
-
-class DatabaseHealthCheck(_BuiltIn):
-    """Whether a database answers a query: PostgreSQL, MySQL, MariaDB or SQLite by its URL.
-
-    In place of the URL it takes a SQLDatabaseNode. `query` is a cheap one of the library's by default.
-    """
-
-    def __init__(
-        self, name: str, connection_string: Any, *, query: str | None = None, **settings: Any
-    ) -> None:
-        super().__init__(name, **settings)
-        url = getattr(connection_string, "connection_string", connection_string)
-        if not isinstance(url, str):
-            # The value is not told: whatever it is, it may hold a password.
-            kind = type(connection_string).__name__
-            raise ConfigTypeError("connection_string", kind, "a URL or a SQLDatabaseNode")
-        if query is not None and not isinstance(query, str):
-            raise ConfigTypeError("query", query, "a statement")
-        self.connection_string = url
-        self.query = query
-        self._make()
-
-    def _make(self) -> _native.HealthChecker:
-        return _native.sql_check(self.connection_string, self.query)
-
-
-_REDIS_SETTINGS = ("url", "host", "port", "db", "username", "password", "ssl")
-
-
-class RedisHealthCheck(_BuiltIn):
-    """Whether a Redis server answers PING.
-
-    `redis_config` holds `url`, or any of `host`, `port`, `db`, `username`, `password` and `ssl`.
-    """
-
-    def __init__(self, name: str, redis_config: dict[str, Any] | None = None, **settings: Any) -> None:
-        super().__init__(name, **settings)
-        redis_config = {} if redis_config is None else redis_config
-        if not isinstance(redis_config, dict):
-            kind = type(redis_config).__name__
-            raise ConfigTypeError("redis_config", kind, "a dict")
-        for setting in redis_config:
-            if setting not in _REDIS_SETTINGS:
-                raise ConfigError("redis_config", setting, ", ".join(_REDIS_SETTINGS))
-        self.redis_config = dict(redis_config)
-        self._make()
-
-    def _make(self) -> _native.HealthChecker:
-        config = self.redis_config
-        host, port, db = config.get("host", "localhost"), config.get("port", 6379), config.get("db", 0)
-        for setting, value, kind in (("host", host, str), ("port", port, int), ("db", db, int)):
-            if not isinstance(value, kind) or isinstance(value, bool):
-                allowed = "a text" if kind is str else "a whole number"
-                raise ConfigTypeError(f"redis_config[{setting!r}]", value, allowed)
-        if not 0 < port < 65_536:
-            raise ConfigError("redis_config['port']", port, "1 to 65535")
-        if not 0 <= db < 2**31:
-            raise ConfigError("redis_config['db']", db, "0 or more")
-        username, password = config.get("username"), config.get("password")
-        url = config.get("url")
-        if config.get("ssl") and url is None:
-            account = f"{quote(username or '', '')}:{quote(password, '')}@" if password else ""
-            url = f"rediss://{account}{host}:{port}/{db}"
-        return _native.redis_check(url, host, port, db, username, password)
-
-
-class HTTPHealthCheck(_BuiltIn):
-    """Whether an HTTP service answers a GET with a status that is expected: one, or one of a list."""
-
-    def __init__(
-        self,
-        name: str,
-        url: str,
-        expected_status: int | Iterable[int] = 200,
-        *,
-        headers: dict[str, str] | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(name, **settings)
-        if not isinstance(url, str):
-            raise ConfigTypeError("url", type(url).__name__, "a URL")
-        self.url = url
-        self.expected_status = expected_status
-        self.headers = dict(headers or {})
-        self._make()
-
-    def _make(self) -> _native.HealthChecker:
-        expected = self.expected_status
-        statuses = [expected] if isinstance(expected, int) else list(expected)
-        for status in statuses:
-            if not isinstance(status, int) or isinstance(status, bool):
-                raise ConfigTypeError("expected_status", status, "whole numbers")
-            if not 100 <= status <= 599:
-                raise ConfigError("expected_status", status, "100 to 599")
-        return _native.http_check(self.url, statuses, list(self.headers.items()))
-
-
-class MemoryHealthCheck(_BuiltIn):
-    """How much of the machine's memory is in use: the thresholds are in percent."""
-
-    def __init__(
-        self,
-        name: str,
-        warning_threshold: float = 80.0,
-        critical_threshold: float = 95.0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(name, **settings)
-        for threshold, value in (
-            ("warning_threshold", warning_threshold),
-            ("critical_threshold", critical_threshold),
-        ):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigTypeError(threshold, value, "a number")
-            if not 0 < value <= 100:
-                raise ConfigError(threshold, value, "above 0 and up to 100")
-        if critical_threshold < warning_threshold:
-            allowed = f"at least warning_threshold ({warning_threshold})"
-            raise ConfigError("critical_threshold", critical_threshold, allowed)
-        self.warning_threshold = warning_threshold
-        self.critical_threshold = critical_threshold
-
-    def _make(self) -> _native.HealthChecker:
-        return _native.memory_check(self.warning_threshold / 100, self.critical_threshold / 100)
-
-
-class CustomHealthCheck(HealthCheck):
-    """A check by a function, async or not.
-
-    It answers as `HealthCheck.check_health` does; anything else, None among it, is healthy.
-    """
-
-    def __init__(self, name: str, check_function: Callable[[], Any], **settings: Any) -> None:
-        super().__init__(name, **settings)
-        if not callable(check_function):
-            raise ConfigTypeError("check_function", check_function, "a function")
-        self.check_function = check_function
-
-    async def check_health(self) -> CheckAnswer:
-        """Calls the function."""
-        answer = self.check_function()
-        if inspect.isawaitable(answer):
-            answer = await answer
-        return answer if isinstance(answer, (bool, dict, HealthCheckResult)) else True
-
-
-class _Runner:
-    """Runs one registered Python check: on a loop of its own, or on its caller's."""
-
-    def __init__(self, check: HealthCheck) -> None:
-        self._check = check
-        self._caller = None
-        if check.run_on == "caller":
-            try:
-                self._caller = asyncio.get_running_loop()
-            except RuntimeError:
-                raise ConfigError("run_on", "caller", "'monitor' where no loop is running") from None
-        self._thread: LoopThread | None = None
-        self._job: _native.HealthJob | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._is_closed = False
-
-    def start(self, job: _native.HealthJob) -> None:
-        """Begins a run; called on the courier's thread."""
-        if self._job is not None:
-            job.finish("unhealthy", "timeout: an earlier run has not ended", "{}")
-            return
-        loop = self._caller
-        if loop is None:
-            if self._is_closed:
-                job.finish("unknown", "not run: the check is no longer registered", "{}")
-                return
-            if self._thread is None:
-                self._thread = LoopThread(f"kailash-check-{self._check.name}")
-            loop = self._thread.loop
-        self._job = job
-        try:
-            loop.call_soon_threadsafe(self._begin, loop, job)
-        except RuntimeError:
-            self._job = None
-            job.finish("unknown", "not run: its loop has closed", "{}")
-
-    def _begin(self, loop: asyncio.AbstractEventLoop, job: _native.HealthJob) -> None:
-        if job.is_wanted():
-            self._task = loop.create_task(self._run(job))
-        else:
-            self._job = None
-
-    async def _run(self, job: _native.HealthJob) -> None:
-        try:
-            answer: Any = self._check.check_health()
-            if inspect.isawaitable(answer):
-                answer = await answer
-            job.finish(*_outcome(answer))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            job.finish("unhealthy", _describe(error), "{}")
-        finally:
-            self._job = self._task = None
-
-    def cancel(self) -> None:
-        """Ends a run that took too long; called on the courier's thread."""
-        task = self._task
-        if task is not None:
-            try:
-                task.get_loop().call_soon_threadsafe(task.cancel)
-            except RuntimeError:
-                pass  # its loop has closed
-
-    def close(self) -> None:
-        """Ends the check's loop."""
-        self._is_closed = True
-        if self._thread is not None:
-            self._thread.stop()
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error)
-    name = type(error).__name__
-    return f"{name}: {text}" if text else name
-
-
-def _outcome(answer: object) -> tuple[str, str, str]:
-    """The status's word, the message and the details of what a check answered."""
-    if isinstance(answer, bool):
-        return ("healthy", "", "{}") if answer else ("unhealthy", "the check says no", "{}")
-    if isinstance(answer, HealthCheckResult):
-        message = "" if answer.message == _MESSAGES[answer.status] else answer.message
-        details = dict(answer.details)
-        return answer.status.value, answer.error_message or message, _to_json(details)
-    if isinstance(answer, dict):
-        rest = dict(answer)
-        status = rest.pop("status", HealthStatus.UNKNOWN)
-        word = status.value if isinstance(status, HealthStatus) else str(status).lower()
-        if word not in _STATUSES:
-            return "unhealthy", f"the check answered with the unknown status {word!r}", "{}"
-        parts = [rest.pop("message", None), rest.pop("error", None)]
-        details = rest.pop("metadata", None) or {}
-        message = ": ".join(str(part) for part in parts if part)
-        return word, message, _to_json({**rest, **details})
-    kind = type(answer).__name__
-    return "unhealthy", f"the check answered with {kind}, not a result, a dict or a bool", "{}"
-
-
-def _to_json(details: dict[str, Any]) -> str:
-    try:
-        return json.dumps({str(name): value for name, value in details.items()}, default=str)
-    except (TypeError, ValueError):
-        return json.dumps({str(name): str(value) for name, value in details.items()})
-
-
-def _result(name: str, found: dict[str, Any]) -> HealthCheckResult:
-    status = _STATUSES[found["status"]]
-    message: str = found["message"]
-    return HealthCheckResult(
-        service_name=found.get("service_name", name),
-        status=status,
-        response_time_ms=found["response_time_ms"],
-        timestamp=found["timestamp"],
-        details=found["details"],
-        error_message=None if status is HealthStatus.HEALTHY else message or _MESSAGES[status],
-        message=message,
-        age=found["age"],
-        error_class=found["error_class"],
-        critical=found.get("critical", True),
-        consecutive_failures=found.get("consecutive_failures", 0),
-    )
-
-
 def _alert(found: dict[str, Any]) -> HealthAlert:
     return HealthAlert(**found | {"level": AlertLevel(found["level"])})
 
@@ -491,7 +120,7 @@ class HealthMonitor:
         self._starts_itself = False
         self._is_wanted = False
         self._checks: dict[str, HealthCheck] = {}
-        self._runners: dict[str, _Runner] = {}
+        self._runners: dict[str, Runner] = {}
         self._callbacks: list[tuple[AlertCallback, Callback]] = []
         _native.check_health_monitor_config(self)
         self._native_monitor: _native.HealthMonitor | None = None
@@ -516,10 +145,10 @@ class HealthMonitor:
         self, native: _native.HealthMonitor, name: str, check: HealthCheck
     ) -> None:
         runner = None
-        if isinstance(check, _BuiltIn) and type(check).check_health is _BuiltIn.check_health:
-            checker = check._make()
+        if isinstance(check, BuiltInCheck) and type(check).check_health is BuiltInCheck.check_health:
+            checker = check.make()
         else:
-            runner = _Runner(check)
+            runner = Runner(check)
             checker = _native.python_check(runner.start, runner.cancel)
         native.register(name, checker, check)
         old = self._runners.pop(name, None)
@@ -564,12 +193,12 @@ class HealthMonitor:
         A check runs for this only if it has no result yet, or if nobody monitors it and its result
         is older than its interval.
         """
-        return _result(service_name, await self._inner.status(service_name))
+        return result_of(service_name, await self._inner.status(service_name))
 
     async def get_all_health_status(self) -> dict[str, HealthCheckResult]:
         """The newest result of every check by its name."""
         found = await self._inner.statuses()
-        return {name: _result(name, result) for name, result in found.items()}
+        return {name: result_of(name, result) for name, result in found.items()}
 
     async def get_overall_health(self) -> HealthStatus:
         """How all of them are together.
@@ -581,7 +210,7 @@ class HealthMonitor:
 
     async def check_now(self, service_name: str) -> HealthCheckResult:
         """Runs a check now and answers its result. Raises ValueError if there is none of that name."""
-        return _result(service_name, await self._inner.check_now(service_name))
+        return result_of(service_name, await self._inner.check_now(service_name))
 
     async def check_service_health(self, service_name: str) -> HealthCheckResult:
         """The same as `check_now`."""
@@ -670,7 +299,7 @@ _every: weakref.WeakSet[HealthMonitor] = weakref.WeakSet()
 _monitor: HealthMonitor | None = None
 
 
-def _close_all(runners: dict[str, _Runner]) -> None:
+def _close_all(runners: dict[str, Runner]) -> None:
     for runner in list(runners.values()):
         runner.close()
 
@@ -698,6 +327,163 @@ async def quick_health_check(service_name: str) -> bool:
         return (await get_health_monitor().get_health_status(service_name)).is_healthy
     except ValueError:
         return False
+
+
+@dataclass(frozen=True)
+class HealthSummary:
+    """The results of all checks of a manager at one moment."""
+
+    total_checks: int
+    healthy_checks: int
+    degraded_checks: int
+    unhealthy_checks: int
+    overall_status: HealthStatus
+    details: list[HealthCheckResult]
+
+
+_HISTORY = 1_000
+_SETTINGS = ("enabled", "default_interval", "parallel_checks", "max_concurrent_checks")
+
+StatusCallback = Callable[[str, HealthCheckResult], object]
+
+
+class HealthCheckManager:
+    """Runs checks when it is asked to, and remembers the thousand newest results of each.
+
+    `config` may hold `enabled` (whether `run_all_health_checks` runs any), `default_interval`
+    (seconds), `parallel_checks` and `max_concurrent_checks`.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        config = dict(config or {})
+        for setting in config:
+            if setting not in _SETTINGS:
+                raise ConfigError("config", setting, ", ".join(_SETTINGS))
+        self.config = config
+        self.enabled = bool(config.get("enabled", True))
+        self.parallel_checks = bool(config.get("parallel_checks", True))
+        self.max_concurrent_checks = config.get("max_concurrent_checks", 10)
+        most = self.max_concurrent_checks
+        if isinstance(most, bool) or not isinstance(most, int):
+            raise ConfigTypeError("max_concurrent_checks", most, "a whole number")
+        if most < 1:
+            raise ConfigError("max_concurrent_checks", most, "1 or more")
+        self._monitor = HealthMonitor(check_interval=config.get("default_interval", 30.0))
+        self._history: dict[str, deque[HealthCheckResult]] = {}
+        self._callbacks: list[Callback] = []
+
+    @property
+    def health_checks(self) -> dict[str, HealthCheck]:
+        """The checks by their name."""
+        return self._monitor.health_checks
+
+    @property
+    def last_results(self) -> dict[str, HealthCheckResult]:
+        """The newest result of each check that has run."""
+        return {name: results[-1] for name, results in self._history.items() if results}
+
+    def register_health_check(
+        self, health_check: HealthCheck, interval: float | None = None
+    ) -> None:
+        """Adds a check under its own name, with an interval of its own if one is given."""
+        if interval is not None:
+            health_check.check_interval = interval
+        self._monitor.register_check(health_check.name, health_check)
+        self._history[health_check.name] = deque(maxlen=_HISTORY)
+
+    async def run_health_check(self, check_name: str) -> HealthCheckResult:
+        """Runs a check now. Raises ValueError if there is none of that name."""
+        result = await self._monitor.check_now(check_name)
+        history = self._history[check_name]
+        changed = bool(history) and history[-1].status is not result.status
+        history.append(result)
+        if changed:
+            for callback in tuple(self._callbacks):
+                callback(check_name, result)
+        return result
+
+    async def run_all_health_checks(self) -> list[HealthCheckResult]:
+        """Runs every check now, at most `max_concurrent_checks` at the same time."""
+        if not self.enabled:
+            return []
+        most = self.max_concurrent_checks if self.parallel_checks else 1
+        slots = asyncio.Semaphore(most)
+
+        async def run(name: str) -> HealthCheckResult:
+            async with slots:
+                return await self.run_health_check(name)
+
+        return list(await asyncio.gather(*(run(name) for name in self.health_checks)))
+
+    async def get_health_summary(self) -> HealthSummary:
+        """Runs every check now and counts the results; the whole is as bad as the worst."""
+        results = await self.run_all_health_checks()
+        counts = {status: 0 for status in HealthStatus}
+        for result in results:
+            counts[result.status] += 1
+        worst = (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED, HealthStatus.HEALTHY)
+        overall = next((status for status in worst if counts[status]), HealthStatus.UNKNOWN)
+        return HealthSummary(
+            total_checks=len(results),
+            healthy_checks=counts[HealthStatus.HEALTHY],
+            degraded_checks=counts[HealthStatus.DEGRADED],
+            unhealthy_checks=counts[HealthStatus.UNHEALTHY],
+            overall_status=overall,
+            details=results,
+        )
+
+    def add_status_change_callback(self, callback: StatusCallback) -> None:
+        """Has `callback(name, result)` told when a check's status is another than before."""
+        self._callbacks.append(Callback(callback, "status callback"))
+
+    def get_health_history(
+        self, check_name: str, limit: int | None = None
+    ) -> list[HealthCheckResult]:
+        """The results of a check, oldest first; with a limit, only the newest of them."""
+        history = list(self._history.get(check_name, ()))
+        return history if limit is None else history[max(0, len(history) - limit) :]
+
+    async def shutdown(self) -> None:
+        """Takes all checks away, and ends their loops."""
+        for name in self.health_checks:
+            self._monitor.unregister_check(name)
+
+
+_health_manager: HealthCheckManager | None = None
+
+
+def get_health_manager() -> HealthCheckManager:
+    """The process's manager of checks."""
+    global _health_manager
+    if _health_manager is None:
+        _health_manager = HealthCheckManager()
+    return _health_manager
+
+
+async def register_database_health_check(
+    name: str, database_node: Any, interval: float = 30.0
+) -> None:
+    """Adds the check of a database, by its URL or a SQLDatabaseNode, to the process's manager."""
+    get_health_manager().register_health_check(DatabaseHealthCheck(name, database_node), interval)
+
+
+async def register_memory_health_check(
+    name: str,
+    warning_threshold: float = 80.0,
+    critical_threshold: float = 95.0,
+    interval: float = 30.0,
+) -> None:
+    """Adds a check of the memory to the process's manager."""
+    check = MemoryHealthCheck(name, warning_threshold, critical_threshold)
+    get_health_manager().register_health_check(check, interval)
+
+
+async def register_custom_health_check(
+    name: str, check_func: Callable[[], Any], interval: float = 30.0, timeout: float = 10.0
+) -> None:
+    """Adds a check by a function to the process's manager."""
+    check = CustomHealthCheck(name, check_func, timeout=timeout)
+    get_health_manager().register_health_check(check, interval)
 
 
 @in_forked_child
