@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// Runs workflows behind circuit breakers, partitions and health checks.
 #[derive(Debug, Parser)]
-#[command(name = "kailash", version, about, max_term_width = 100)]
+#[command(name = "kailash", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -57,7 +57,8 @@ pub(crate) struct File {
     /// Put a value over the file's, as in `--set input.concurrency=8`; may be repeated.
     ///
     /// The key is dotted; an element of an array goes by its id, its name or its index, as in
-    /// `nodes.announce.timeout`. The value is TOML, or a text without quotes.
+    /// `nodes.announce.timeout`. The value is TOML, or a text without quotes; a path is relative to
+    /// the run file.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
 }

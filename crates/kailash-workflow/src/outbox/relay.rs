@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kailash::bulkhead::Partition;
+use kailash::bulkhead::{Admission, Partition, Priority, RunError};
 use kailash::circuit_breaker::{CircuitBreaker, State};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Outbox, Unsent};
 use crate::error::NodeError;
@@ -206,7 +206,7 @@ impl Relay {
         }
         let (keys, waiting): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let marked = self
-            .in_partition(shared.outbox.mark_sent(&keys).boxed())
+            .in_partition(|| shared.outbox.mark_sent(&keys).boxed())
             .await;
         let is_marked = marked.is_ok();
         for done in waiting {
@@ -352,7 +352,7 @@ impl Relay {
             in_flight.keys.len() + left_out
         };
         let rows = self
-            .in_partition(shared.outbox.unsent(PAGE + held).boxed())
+            .in_partition(|| shared.outbox.unsent(PAGE + held).boxed())
             .await;
         let mut in_flight = lock(&shared.in_flight);
         let let_go = in_flight.let_go.take().unwrap_or_default();
@@ -371,16 +371,28 @@ impl Relay {
         Ok(rows)
     }
 
-    async fn in_partition<T>(
+    /// Reads or marks in the partition, before what waits there: a mark that comes too late is a row
+    /// that is sent twice.
+    async fn in_partition<'w, T>(
         &self,
-        work: BoxFuture<'_, Result<T, NodeError>>,
+        work: impl Fn() -> BoxFuture<'w, Result<T, NodeError>>,
     ) -> Result<T, NodeError> {
-        match &self.0.config.partition {
-            None => work.await,
-            Some(partition) => match partition.run(work).await {
-                Ok(result) => result,
-                Err(error) => Err(NodeError::execution(error.to_string())),
-            },
+        let Some(partition) = &self.0.config.partition else {
+            return work().await;
+        };
+        let first = Admission {
+            priority: Some(Priority::MOST_URGENT),
+            timeout: None,
+        };
+        loop {
+            match partition.run_with(first, work()).await {
+                Ok(result) => return result,
+                Err(RunError::Full(_)) => sleep(LOOK).await,
+                Err(RunError::TimedOut(error)) => {
+                    return Err(NodeError::execution(error.to_string()));
+                }
+                Err(RunError::Closed(closed)) => return Err(NodeError::Closed(closed)),
+            }
         }
     }
 
@@ -447,6 +459,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use kailash::bulkhead::{PartitionConfig, PartitionType};
     use kailash::circuit_breaker::Config;
     use kailash::clock::Clock;
 
@@ -591,6 +604,33 @@ mod tests {
         let ended = relay.run(|_| async { Delivery::Failed }).await;
         assert_eq!(ended, Ended::GaveUp);
         assert_eq!(outbox.count_unsent().await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_full_partition_delays_a_mark_and_does_not_lose_it() {
+        let config = PartitionConfig {
+            max_concurrent_operations: 1,
+            queue_size: 0,
+            ..PartitionConfig::new("database", PartitionType::Database)
+        };
+        let partition = Partition::new(config).unwrap();
+        let config = RelayConfig {
+            partition: Some(partition.clone()),
+            ..RelayConfig::default()
+        };
+        let outbox = outbox(&["a"]).await;
+        let relay = Relay::new(outbox.clone(), config);
+        let permit = partition.try_acquire().unwrap();
+        let mark = relay.hold("a").sent(SystemTime::now());
+        let holder = async {
+            while partition.snapshot().refused == 0 {
+                tokio::task::yield_now().await;
+            }
+            drop(permit);
+        };
+        let (is_marked, ()) = tokio::join!(mark, holder);
+        assert!(is_marked);
+        assert_eq!(outbox.count_unsent().await.unwrap(), 0);
     }
 
     #[tokio::test]
