@@ -140,6 +140,36 @@ async def test_what_a_sync_function_returns_and_is_awaitable_is_awaited() -> Non
         await it.execute(slow())
 
 
+async def test_a_call_that_catches_its_cancellation_goes_on() -> None:
+    it, seen = partition(), []
+
+    async def stubborn() -> str:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(20)
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+        await asyncio.sleep(0)
+        return "done"
+
+    task = asyncio.ensure_future(it.execute(stubborn))
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        task.cancel()
+    assert await task == "done" and seen == ["cancelled"] * 2 and is_empty(it)
+
+    async def at_once() -> None:
+        raise KeyError("before it ever waits")
+
+    with pytest.raises(KeyError):
+        await it.execute(at_once)
+    waiting: Any = it.execute(asyncio.sleep, 20)
+    waiting.send(None)
+    assert it.metrics.active_operations == 1
+    waiting.close()
+    assert is_empty(it)
+
+
 async def test_context_variables_travel_and_the_partition_is_known_inside() -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
     variable.set("mine")

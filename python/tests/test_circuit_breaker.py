@@ -709,6 +709,13 @@ async def test_listeners_hear_each_transition_and_can_harm_no_call() -> None:
     await until(lambda: len(awaited) == 3)
     release.set()
     assert len(heard) == 2
+    for listener in (hanging, raising, on_loop):
+        guard.remove_listener(listener)
+    guard.add_listener(on_loop)
+    guard.force_open()
+    await until(lambda: len(awaited) == 4)
+    await asyncio.sleep(0.02)
+    assert len(awaited) == 4, "each transition is told once"
 
 
 # ------------------------------------------------------------------ registry

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from types import TracebackType
-from typing import Any, TypeVar, overload
+from types import CoroutineType, TracebackType, coroutine
+from typing import Any, TypeVar, cast, overload
 from weakref import WeakSet
 
 from kailash import _native
@@ -405,13 +405,25 @@ class BulkheadPartition:
                 return await self._run_in_thread(permit, function, args, kwargs, deadline, limit)
             succeeded = False
             try:
-                result = await self._within(deadline, limit, function(*args, **kwargs))
+                result = await self._awaited(function(*args, **kwargs), deadline, limit)
                 succeeded = True
                 return result
             finally:
                 permit.done(succeeded)
         finally:
             _current.set(outer)
+
+    async def _awaited(
+        self, awaitable: Awaitable[Any], deadline: float | None, limit: float | None
+    ) -> Any:
+        if isinstance(awaitable, CoroutineType):
+            try:
+                first = awaitable.send(None)
+            except StopIteration as end:
+                # Done without ever waiting, so that no timer was needed.
+                return end.value
+            awaitable = _rest(awaitable, first)
+        return await self._within(deadline, limit, awaitable)
 
     async def _within(
         self, deadline: float | None, limit: float | None, awaitable: Awaitable[_R]
@@ -505,7 +517,7 @@ class BulkheadPartition:
             return result
         succeeded = False
         try:
-            result = await self._within(deadline, limit, result)
+            result = await self._awaited(result, deadline, limit)
             succeeded = True
             return result
         finally:
@@ -523,6 +535,24 @@ class BulkheadPartition:
 
 _Block = tuple[BulkheadPartition, _native.BulkheadPermit, BulkheadPartition | None, Any]
 _blocks: ContextVar[_Block | None] = ContextVar("kailash_partition_blocks", default=None)
+
+
+@coroutine
+def _rest(begun: CoroutineType[Any, Any, Any], first: Any) -> Generator[Any, Any, Any]:
+    """What is left of a coroutine that has made its first step, and awaits `first`."""
+    while True:
+        try:
+            yield first
+        except GeneratorExit:
+            begun.close()
+            raise
+        except BaseException as error:
+            try:
+                first = begun.throw(error)
+            except StopIteration as end:
+                return end.value
+        else:
+            return (yield from cast("Generator[Any, Any, Any]", begun))
 
 
 class _Job:
@@ -597,6 +627,9 @@ def _discard(result: Any, permit: _native.BulkheadPermit) -> None:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
+        return True
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
     )

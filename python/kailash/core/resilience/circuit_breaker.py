@@ -208,6 +208,8 @@ class CircuitBreaker:
         self._native = native
         self._acquire = native.acquire
         self._listeners: list[tuple[Listener, Callback]] = []
+        # Popped by whoever adds the first listener.
+        self._unheard = [True]
         self._configure(config)
         _every.add(self)
 
@@ -280,9 +282,12 @@ class CircuitBreaker:
         the library's when none does. What it raises is logged; it never delays a call.
         """
         callback = Callback(listener, "circuit breaker listener")
-        if not self._listeners:
-            self._native.listen(self._tell)
         self._listeners.append((listener, callback))
+        try:
+            self._unheard.pop()
+        except IndexError:
+            return
+        self._native.listen(self._tell)
 
     def remove_listener(self, listener: Listener) -> None:
         """Ends what `add_listener` began; unknown listeners are ignored."""
@@ -760,6 +765,6 @@ def get_circuit_breaker(
 def _forget_calls_in_flight() -> None:
     for breaker in tuple(_every):
         breaker._native.forget_calls_in_flight()
-        if breaker._listeners:
+        if not breaker._unheard:
             # What carried the news to them was a thread of the parent's.
             breaker._native.listen(breaker._tell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -124,6 +125,7 @@ class HealthMonitor:
         self._callbacks: list[tuple[AlertCallback, Callback]] = []
         _native.check_health_monitor_config(self)
         self._native_monitor: _native.HealthMonitor | None = None
+        self._building = threading.Lock()
         weakref.finalize(self, _close_all, self._runners).atexit = False
         _every.add(self)
 
@@ -131,15 +133,21 @@ class HealthMonitor:
     def _inner(self) -> _native.HealthMonitor:
         """The monitor in Rust: built when it is first needed, in a forked child once more."""
         native = self._native_monitor
-        if native is None:
-            native = self._native_monitor = _native.HealthMonitor(self)
+        return self._build() if native is None else native
+
+    def _build(self) -> _native.HealthMonitor:
+        with self._building:
+            if self._native_monitor is not None:
+                return self._native_monitor
+            native = _native.HealthMonitor(self)
             tell = weakref.WeakMethod(self._tell)
             native.on_alert(lambda found: (method := tell()) and method(found))
             for name, check in list(self._checks.items()):
                 self._register(native, name, check)
             if self._is_wanted:
                 native.start()
-        return native
+            self._native_monitor = native
+            return native
 
     def _register(
         self, native: _native.HealthMonitor, name: str, check: HealthCheck
@@ -296,12 +304,14 @@ class HealthMonitor:
 AlertCallback = Callable[[HealthAlert], object]
 
 _every: weakref.WeakSet[HealthMonitor] = weakref.WeakSet()
-_monitor: HealthMonitor | None = None
-
 
 def _close_all(runners: dict[str, Runner]) -> None:
     for runner in list(runners.values()):
         runner.close()
+
+
+_monitor = HealthMonitor()
+_monitor._starts_itself = True
 
 
 def get_health_monitor(
@@ -311,11 +321,6 @@ def get_health_monitor(
 
     Registering a check on it starts monitoring it.
     """
-    global _monitor
-    if _monitor is None:
-        monitor = HealthMonitor()
-        monitor._starts_itself = True
-        _monitor = monitor
     if check_interval is not None or alert_threshold is not None:
         _monitor.reconfigure(check_interval, alert_threshold)
     return _monitor
@@ -449,14 +454,11 @@ class HealthCheckManager:
             self._monitor.unregister_check(name)
 
 
-_health_manager: HealthCheckManager | None = None
+_health_manager = HealthCheckManager()
 
 
 def get_health_manager() -> HealthCheckManager:
     """The process's manager of checks."""
-    global _health_manager
-    if _health_manager is None:
-        _health_manager = HealthCheckManager()
     return _health_manager
 
 
@@ -490,6 +492,7 @@ async def register_custom_health_check(
 def _forget_monitors() -> None:
     for monitor in tuple(_every):
         monitor._native_monitor = None
+        monitor._building = threading.Lock()
         monitor._runners.clear()
 
 
