@@ -457,6 +457,22 @@ fn while_the_service_fails_orders_are_stored_and_an_interrupt_ends_in_order() {
 }
 
 #[test]
+fn an_interrupt_leaves_the_rest_of_the_input_to_the_next_run() {
+    let orders = Orders::new(4000).without_faults();
+    let process = orders.command("run").spawn().unwrap();
+    wait_until_stored(&orders, 20);
+    signal(&process, "-INT");
+    let (status, stdout, stderr) = end(process);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stdout.contains("some of the input is left"), "{stdout}");
+    let (stored, _) = orders.stored();
+    assert!((20..4000).contains(&stored), "{stored}");
+    let summary = orders.summary();
+    assert_eq!(summary["items"]["announced"], 4000);
+    assert_eq!(summary["breakers"][0]["calls"], 4000 - stored);
+}
+
+#[test]
 fn a_second_interrupt_quits_at_once() {
     let faults = "[{kind=\"silence\", after_requests=0, lasts=\"1h\"}]";
     let orders = Orders::new(5).set("sandbox.faults", faults);
@@ -482,14 +498,17 @@ fn a_second_interrupt_quits_at_once() {
 
 #[test]
 fn what_cannot_be_announced_in_time_is_left_for_the_next_run() {
-    let orders = down(Orders::new(20)).set("outbox.give_up_after", "300ms");
+    let orders = down(Orders::new(20)).set("outbox.give_up_after", "2s");
+    let orders = orders.set("checks.service.check_interval", "20ms");
     let output = orders.run();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        stderr.contains("node announce: gave up after 0.3 s"),
+        stderr.contains("node announce: gave up after 2 s"),
         "{stderr}"
     );
+    let alert = "alert: check \"service\": unhealthy 2 times in a row: status: ";
+    assert!(stderr.contains(alert), "{stderr}");
     assert_eq!(orders.stored(), (20, 20));
 }
 

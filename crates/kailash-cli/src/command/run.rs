@@ -60,7 +60,7 @@ async fn execute(file: RunFile) -> Result<Summary, StartError> {
     } = started;
     let job = Arc::new(job);
     let begun = Instant::now();
-    let progress = Progress::start(Arc::clone(&job), monitor.clone(), begun);
+    let progress = Progress::start(Arc::clone(&job), monitor.clone());
     let stopper = {
         let job = Arc::clone(&job);
         tokio::spawn(async move {
@@ -73,12 +73,13 @@ async fn execute(file: RunFile) -> Result<Summary, StartError> {
         })
     };
     job::run(&job, rows).await;
-    stopper.abort();
     progress.finish().await;
     if let Some(monitor) = &monitor {
         monitor.stop();
     }
-    Ok(summary(&job, sandbox, begun).await)
+    let summary = summary(&job, sandbox, begun).await;
+    stopper.abort();
+    Ok(summary)
 }
 
 async fn summary(job: &Job, sandbox: Option<setup::Sandbox>, begun: Instant) -> Summary {

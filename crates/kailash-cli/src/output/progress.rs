@@ -1,7 +1,7 @@
 //! How a run is going: a live view on a terminal, a few lines without one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kailash::bulkhead::Partition;
@@ -26,9 +26,9 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Starts to show the run.
-    pub(crate) fn start(job: Arc<Job>, monitor: Option<Monitor>, begun: Instant) -> Self {
+    pub(crate) fn start(job: Arc<Job>, monitor: Option<Monitor>) -> Self {
         let (over, is_over) = watch::channel(false);
-        let shower = tokio::spawn(show(job, monitor, begun, is_over));
+        let shower = tokio::spawn(show(job, monitor, is_over));
         Self { over, shower }
     }
 
@@ -40,12 +40,7 @@ impl Progress {
     }
 }
 
-async fn show(
-    job: Arc<Job>,
-    monitor: Option<Monitor>,
-    begun: Instant,
-    mut is_over: watch::Receiver<bool>,
-) {
+async fn show(job: Arc<Job>, monitor: Option<Monitor>, mut is_over: watch::Receiver<bool>) {
     let log = job.log.clone();
     let mut watchers = JoinSet::new();
     for breaker in job.breakers() {
@@ -77,7 +72,7 @@ async fn show(
         }
         let counts = job.counts_so_far();
         match &view {
-            Some(view) => view.draw(&counts, begun),
+            Some(view) => view.draw(&counts),
             None if counts != shown => log.note(describe(&counts)),
             None => {}
         }
@@ -161,7 +156,7 @@ impl View {
         }
     }
 
-    fn draw(&self, counts: &Counts, _begun: Instant) {
+    fn draw(&self, counts: &Counts) {
         self.items.set_length(counts.read);
         self.items.set_position(
             counts
