@@ -441,6 +441,19 @@ impl Partition {
         CURRENT.scope(self.clone(), future).await
     }
 
+    /// A slot for work that goes on after its call has given up, though none may be free.
+    ///
+    /// To be taken while the call still holds its own, which it gives back right after: what cannot be
+    /// stopped is counted until it ends. `None` when more cannot be counted.
+    #[must_use]
+    pub fn take_over(&self) -> Option<OwnedPermit> {
+        let partition = Some(self.clone());
+        self.0
+            .slots
+            .take_over()
+            .then_some(OwnedPermit { partition })
+    }
+
     /// Counts a call whose timeout was over before it started, and says so.
     ///
     /// For callers that time calls in a way of their own, as are [`Partition::time_out`] and

@@ -900,3 +900,34 @@ fn a_waker_may_use_the_partition() {
     partition.close();
     assert_eq!(woken(), 3, "the end of the wait");
 }
+
+#[tokio::test(start_paused = true)]
+async fn work_that_outlives_its_call_keeps_a_slot_until_it_ends() {
+    struct Work<'a>(&'a Partition, Arc<Mutex<Option<OwnedPermit>>>);
+    impl Drop for Work<'_> {
+        fn drop(&mut self) {
+            *self.1.lock().unwrap() = self.0.take_over();
+        }
+    }
+    let partition = partition(1, 4);
+    let kept = Arc::default();
+    let work = Work(&partition, Arc::clone(&kept));
+    let call = partition.run_with(with_timeout(1), async move {
+        let _work = work;
+        pending::<()>().await;
+    });
+    let (result, next) = futures_util::future::join(call, async {
+        yield_now().await;
+        let mut next = Box::pin(partition.acquire_with(with_timeout(60)));
+        assert!((&mut next).now_or_never().is_none());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!((&mut next).now_or_never().is_none(), "the work still runs");
+        assert_eq!(partition.snapshot().active, 1);
+        kept.lock().unwrap().take();
+        next.await.map(drop)
+    })
+    .await;
+    assert!(matches!(result, Err(RunError::TimedOut(_))));
+    assert!(next.is_ok(), "who waited has the slot");
+    assert_whole(&partition);
+}

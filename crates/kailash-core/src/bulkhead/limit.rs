@@ -87,6 +87,26 @@ impl Slots {
             .map_err(occupancy)
     }
 
+    /// Takes a slot though none may be free, for work that goes on after its call has given up.
+    ///
+    /// The call's own slot is to be given back right after, so that the limit is true again. False, and
+    /// nothing taken, when more cannot be counted.
+    ///
+    /// ```
+    /// use kailash_core::bulkhead::{Released, Slots};
+    ///
+    /// let slots = Slots::new(1);
+    /// slots.try_acquire().unwrap();
+    /// assert!(slots.take_over());
+    /// assert_eq!(slots.release(), Released::Free);
+    /// assert!(slots.try_acquire().is_err(), "the work still runs");
+    /// ```
+    #[must_use]
+    pub fn take_over(&self) -> bool {
+        self.update(|word| word & MASK < MASK, |word| word + ONE_ACTIVE)
+            .is_ok()
+    }
+
     /// Gives a slot back, unless somebody waits for it.
     #[inline]
     pub fn release(&self) -> Released {
