@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from kailash.core.resilience.bulkhead import (
     BulkheadFullError,
+    PartitionConfig,
+    PartitionType,
     current_partition,
     get_bulkhead_manager,
 )
@@ -216,6 +218,24 @@ def test_the_breakers_and_partitions_are_those_of_the_process() -> None:
         background.release()
     thread.join(20)
     assert thread_results[0]["where"] == {"result": "background"}
+
+
+async def test_a_node_that_timed_out_keeps_its_slot_until_its_thread_is_done() -> None:
+    config = PartitionConfig("narrow nodes", PartitionType.CUSTOM, max_concurrent_operations=1)
+    narrow, release = get_bulkhead_manager().configure_partition(config), threading.Event()
+    builder = WorkflowBuilder()
+    builder.add_node(
+        Calling(lambda: release.wait(20)), "hangs", {"partition": narrow.name, "timeout": 0.05}
+    )
+    results, _ = await LocalRuntime().execute_async(builder.build())
+    assert results["hangs"]["error_type"] == "TimeoutError"
+    assert narrow.metrics.active_operations == 1
+    with pytest.raises(BulkheadFullError):
+        narrow.acquire()
+    release.set()
+    await until(lambda: narrow.metrics.active_operations == 0)
+    narrow.acquire()
+    narrow.release()
 
 
 def test_a_refusal_inside_a_node_is_neutral_to_its_breaker() -> None:

@@ -1,12 +1,12 @@
 //! Workflows for Python: the plan and its run are Rust's, a node of one's own runs on Python's threads.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime};
-use kailash::bulkhead::{self, Full, Partition, Reason};
+use kailash::bulkhead::{self, Full, OwnedPermit, Partition, Reason};
 use kailash::circuit_breaker::{Cause, Rejected, State};
 use kailash_workflow::{
     ConfigProblem, Inputs, LocalRuntime, Map, Node, NodeError, NodeResult, PlanError, PlannedNode,
@@ -391,7 +391,8 @@ impl Node for PythonNode {
             let job = Arc::new(Job {
                 inputs: Mutex::new(Some(inputs)),
                 answer: Mutex::new(Some(answer)),
-                partition: bulkhead::current().map(|partition| partition.name().to_owned()),
+                partition: bulkhead::current(),
+                phase: Mutex::new(Phase::Waiting),
             });
             let mut running = Running {
                 cancel: Arc::clone(&self.cancel),
@@ -422,6 +423,15 @@ impl Drop for Running {
         if self.is_over {
             return;
         }
+        {
+            let mut phase = lock(&self.job.phase);
+            // This runs before the call's own slot is given back.
+            let partition = match *phase {
+                Phase::Running => self.job.partition.as_ref(),
+                _ => None,
+            };
+            *phase = Phase::GivenUp(partition.and_then(Partition::take_over));
+        }
         let (cancel, job) = (Arc::clone(&self.cancel), Arc::clone(&self.job));
         deliver(move |py| {
             if let Err(error) = cancel.get().call1(py, (NodeJob(job),)) {
@@ -434,7 +444,20 @@ impl Drop for Running {
 struct Job {
     inputs: Mutex<Option<Map>>,
     answer: Mutex<Option<oneshot::Sender<Result<Map, NodeError>>>>,
-    partition: Option<String>,
+    partition: Option<Partition>,
+    phase: Mutex<Phase>,
+}
+
+enum Phase {
+    Waiting,
+    Running,
+    /// Nobody waits any more; work that has begun keeps a slot until it ends.
+    GivenUp(#[expect(dead_code, reason = "held, not read")] Option<OwnedPermit>),
+    Over,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One run of a Python node, which wants an answer.
@@ -443,12 +466,9 @@ pub(crate) struct NodeJob(Arc<Job>);
 
 impl NodeJob {
     fn answer(&self, result: Result<Map, NodeError>) {
-        let answer = self
-            .0
-            .answer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let before = std::mem::replace(&mut *lock(&self.0.phase), Phase::Over);
+        drop(before);
+        let answer = lock(&self.0.answer).take();
         if let Some(answer) = answer {
             // Nobody waits: the node took too long, or its run was given up.
             drop(answer.send(result));
@@ -467,17 +487,22 @@ impl NodeJob {
     /// The name of the partition in whose slot it runs.
     #[getter]
     fn partition(&self) -> Option<&str> {
-        self.0.partition.as_deref()
+        self.0.partition.as_ref().map(Partition::name)
+    }
+
+    /// Whether the work should begin: not if nobody waits for it any more.
+    fn begin(&self) -> bool {
+        let mut phase = lock(&self.0.phase);
+        let is_wanted = matches!(*phase, Phase::Waiting);
+        if is_wanted {
+            *phase = Phase::Running;
+        }
+        is_wanted
     }
 
     /// The inputs; to be taken once.
     fn inputs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let inputs = self
-            .0
-            .inputs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let inputs = lock(&self.0.inputs).take();
         map_to_python(py, &inputs.unwrap_or_default())
     }
 

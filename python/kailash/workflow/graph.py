@@ -40,6 +40,8 @@ class PythonNode:
                 job.fail(error)
 
     def _run(self, job: _native.NodeJob) -> None:
+        if not job.begin():
+            return
         try:
             with in_partition(job.partition):
                 job.finish(self.node.execute(**job.inputs()))
@@ -54,6 +56,8 @@ class PythonNode:
 
     async def _run_async(self, job: _native.NodeJob) -> None:
         node: Any = self.node
+        if not job.begin():
+            return
         try:
             with in_partition(job.partition):
                 job.finish(await node.execute_async(**job.inputs()))
