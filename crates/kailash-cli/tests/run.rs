@@ -323,6 +323,22 @@ fn a_second_run_on_the_same_database_goes_on_where_the_first_stopped() {
     );
 }
 
+#[test]
+fn two_runs_at_once_share_the_work_and_nothing_is_accepted_twice() {
+    let orders = Orders::new(300).without_faults();
+    let service = Service::start(&orders);
+    let orders = orders.set("sandbox.url", &service.url);
+    let runs = [(); 2].map(|()| orders.command("run").arg("--json").spawn().unwrap());
+    for (status, stdout, stderr) in runs.map(end) {
+        assert!(status.success(), "{status}\n{stderr}");
+        let summary: Json = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(summary["items"]["announced"], 300, "{stderr}");
+        assert_eq!(summary["breakers"][0]["failures"], 0, "{stderr}");
+    }
+    assert_eq!(orders.stored(), (300, 0));
+    assert_eq!(service.stats()["accepted"], 300);
+}
+
 /// Kills the process at times drawn from `seed` until it comes to its end by itself.
 fn killed_at_random(seed: u64, orders: Orders) {
     let count = 600;

@@ -235,7 +235,8 @@ impl Outbox {
 
 /// An SQL node that adds a row to an outbox with what it does, in one transaction.
 ///
-/// Its inputs are those of [`SqlDatabase`], and `item_key` and `payload` of the row.
+/// Its inputs are those of [`SqlDatabase`], and `item_key` and `payload` of the row. What is stored
+/// already, by whomever, is no error: nothing is done then, and `row_count` is 0.
 #[derive(Clone, Debug)]
 pub struct Store {
     outbox: Outbox,
@@ -275,8 +276,17 @@ impl Node for Store {
                 Some(statements) => sql::read_statements(statements)?,
                 None => vec![sql::read_statement(inputs)?],
             };
-            let mut all = self.outbox.store(&key, &payload, statements).await?;
-            Ok(all.pop().unwrap_or_default().into_map())
+            match self.outbox.store(&key, &payload, statements).await {
+                Ok(mut all) => Ok(all.pop().unwrap_or_default().into_map()),
+                Err(error) => {
+                    let found = self.outbox.find(std::slice::from_ref(&key)).await;
+                    let is_stored = found.is_ok_and(|found| found.contains_key(&key));
+                    match is_stored {
+                        true => Ok(Rows::default().into_map()),
+                        false => Err(error),
+                    }
+                }
+            }
         })
     }
 }
@@ -336,6 +346,35 @@ mod tests {
         let rows = database.execute("SELECT id FROM orders", ()).await.unwrap();
         assert_eq!(rows.row_count, 1);
         assert_eq!(outbox.count_unsent().await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_already_is_no_failure_of_the_node() {
+        let (database, outbox) = open().await;
+        let store = Store::new(outbox.clone());
+        let inputs = |key: &str, id: i64| {
+            let inputs = serde_json::json!({
+                "item_key": key,
+                "payload": "{}",
+                "query": "INSERT INTO orders (id) VALUES (?)",
+                "parameters": [id],
+            });
+            match Value::from(inputs) {
+                Value::Map(inputs) => inputs,
+                other => panic!("{other}"),
+            }
+        };
+        let outputs = store.run(inputs("1", 1)).await.unwrap();
+        assert_eq!(outputs["row_count"], Value::Int(1));
+        let outputs = store.run(inputs("1", 1)).await.unwrap();
+        assert_eq!(outputs["row_count"], Value::Int(0));
+        // Another item that does not fit is one.
+        store.run(inputs("2", 1)).await.unwrap_err();
+        let rows = database.execute("SELECT id FROM orders", ()).await.unwrap();
+        assert_eq!(
+            (rows.row_count, outbox.count_unsent().await.unwrap()),
+            (1, 1)
+        );
     }
 
     #[tokio::test]

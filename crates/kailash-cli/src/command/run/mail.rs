@@ -54,7 +54,9 @@ impl Job {
                             self.refused(&row.key, run.results.get(&mail.send));
                             held.refused();
                         }
-                        Some(Delivery::Failed) | None => {}
+                        Some(Delivery::Failed) | None => {
+                            self.unsent(&row.key, run.results.get(&mail.send));
+                        }
                     }
                     return;
                 }
@@ -121,25 +123,31 @@ impl Job {
             Delivery::Sent => {
                 lock(&self.relayed).insert(unsent.key);
             }
-            Delivery::Failed => {}
+            Delivery::Failed => self.unsent(&unsent.key, result),
         }
         delivery
     }
 
-    fn refused(&self, key: &str, result: Option<&NodeResult>) {
-        let why = match result {
-            Some(NodeResult::Done { outputs, .. }) => match outputs.get("status_code") {
-                Some(status) => format!("status {status}"),
-                None => "no status".to_owned(),
-            },
-            Some(NodeResult::Failed(error)) => error.to_string(),
-            _ => "it was skipped".to_owned(),
+    /// Notes why a row was not sent, unless nothing was tried.
+    fn unsent(&self, key: &str, result: Option<&NodeResult>) {
+        let is_tried = match result {
+            Some(NodeResult::Failed(error)) => !error.is_rejection(),
+            Some(NodeResult::Done { .. }) => true,
+            _ => false,
         };
+        if is_tried {
+            self.fail(&self.sender(), &format!("{key}: {}", why(result)));
+        }
+    }
+
+    fn sender(&self) -> String {
         let send = self.mail.as_ref().map_or("", |mail| &mail.send);
-        self.fail(
-            &format!("node {send}"),
-            &format!("{key} was refused: {why}"),
-        );
+        format!("node {send}")
+    }
+
+    fn refused(&self, key: &str, result: Option<&NodeResult>) {
+        let error = format!("{key} was refused: {}", why(result));
+        self.fail(&self.sender(), &error);
     }
 
     /// Leaves out the rows that earlier runs stored.
@@ -165,6 +173,24 @@ impl Job {
         self.stored_before.fetch_add(stored, Ordering::Relaxed);
         self.sent_before.fetch_add(sent, Ordering::Relaxed);
         rows
+    }
+}
+
+/// Why a row was not taken.
+fn why(result: Option<&NodeResult>) -> String {
+    match result {
+        Some(
+            NodeResult::Done {
+                instead_of: Some(error),
+                ..
+            }
+            | NodeResult::Failed(error),
+        ) => error.to_string(),
+        Some(NodeResult::Done { outputs, .. }) => match outputs.get("status_code") {
+            Some(status) => format!("status {status}"),
+            None => "no status".to_owned(),
+        },
+        _ => "it was skipped".to_owned(),
     }
 }
 
