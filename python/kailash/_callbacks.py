@@ -101,10 +101,16 @@ class Callback:
             self._pending.append(news)
             if self._thread is not None:
                 return
-            self._thread = threading.Thread(
-                target=self._drain, name=f"kailash-{self._what.replace(' ', '-')}", daemon=True
-            )
-            self._thread.start()
+            name = f"kailash-{self._what.replace(' ', '-')}"
+            thread = threading.Thread(target=self._drain, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The interpreter is ending, or the system grants no more threads.
+                self._pending.clear()
+                _logger.error("%s %r was not told: %s", self._what, self._function, error)
+                return
+            self._thread = thread
 
     def _drain(self) -> None:
         while True:
