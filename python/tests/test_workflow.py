@@ -247,6 +247,18 @@ def test_a_refusal_inside_a_node_is_neutral_to_its_breaker() -> None:
     assert outer.metrics.total_calls == 0 and inner.metrics.rejected_calls == 1
 
 
+def test_what_a_breaker_excludes_is_neutral_in_a_workflow_too() -> None:
+    guard = get_circuit_breaker("wf excluding", failure_threshold=1, excluded_exceptions=[LookupError])
+    builder = WorkflowBuilder()
+    builder.add_node(Calling(lambda: {}["missing"]), "n", {"breaker": "wf excluding"})
+    assert run(builder)["n"]["error_type"] == "KeyError"
+    assert guard.metrics.total_calls == 0
+    builder = WorkflowBuilder()
+    builder.add_node(Calling(lambda: 1 / 0), "n", {"breaker": "wf excluding"})
+    assert run(builder)["n"]["error_type"] == "ZeroDivisionError"
+    assert guard.state is CircuitState.OPEN
+
+
 def test_parameters_expressions_and_get_node() -> None:
     class Greet(Node):
         def get_parameters(self) -> dict[str, NodeParameter]:

@@ -1,5 +1,6 @@
 //! Workflows for Python: the plan and its run are Rust's, a node of one's own runs on Python's threads.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -382,6 +383,16 @@ impl Node for PythonNode {
         self.inputs.clone()
     }
 
+    fn is_neutral(&self, error: &NodeError) -> bool {
+        let source = match error {
+            NodeError::Execution { source, .. } | NodeError::Other { source, .. } => source,
+            _ => return false,
+        };
+        source
+            .as_ref()
+            .is_some_and(|source| source.is::<Excluded>())
+    }
+
     fn run(
         &self,
         inputs: Map,
@@ -411,6 +422,18 @@ impl Node for PythonNode {
         })
     }
 }
+
+/// An exception that the node's breaker excludes.
+#[derive(Debug)]
+struct Excluded;
+
+impl fmt::Display for Excluded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the breaker excludes it")
+    }
+}
+
+impl Error for Excluded {}
 
 struct Running {
     cancel: Arc<Carried>,
@@ -512,10 +535,16 @@ impl NodeJob {
         Ok(())
     }
 
-    /// Answers with what was raised.
-    fn fail(&self, error: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Answers with what was raised, and whether the node's breaker excludes it.
+    fn fail(&self, error: &Bound<'_, PyAny>, is_excluded: bool) -> PyResult<()> {
         let name: String = error.get_type().qualname()?.extract()?;
-        self.answer(Err(error_from_python(error, &name)?));
+        let mut error = error_from_python(error, &name)?;
+        if let NodeError::Execution { source, .. } | NodeError::Other { source, .. } = &mut error
+            && is_excluded
+        {
+            *source = Some(Arc::new(Excluded));
+        }
+        self.answer(Err(error));
         Ok(())
     }
 }

@@ -54,6 +54,13 @@ pub trait Node: Send + Sync + 'static {
         false
     }
 
+    /// Whether an error says nothing about what the node depends on, so that a breaker counts it neither
+    /// as a failure nor as a success.
+    fn is_neutral(&self, error: &NodeError) -> bool {
+        let _ = error;
+        false
+    }
+
     /// Runs it once.
     fn run(&self, inputs: Map) -> BoxFuture<'_, Result<Map, NodeError>>;
 }
@@ -69,6 +76,10 @@ impl<N: Node + ?Sized> Node for Arc<N> {
 
     fn is_failure(&self, outputs: &Map) -> bool {
         (**self).is_failure(outputs)
+    }
+
+    fn is_neutral(&self, error: &NodeError) -> bool {
+        (**self).is_neutral(error)
     }
 
     fn run(&self, inputs: Map) -> BoxFuture<'_, Result<Map, NodeError>> {

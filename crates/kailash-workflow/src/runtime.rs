@@ -483,7 +483,7 @@ async fn behind_breaker(node: &Planned, guards: &Guards, inputs: Map) -> Result<
         Ok(Answer::Failure(_)) => permit.failure(),
         // Nothing was tried, so nothing was learnt.
         Err(NodeError::Input(_)) => permit.ignore(),
-        Err(error) if error.is_rejection() => permit.ignore(),
+        Err(error) if error.is_rejection() || node.node.is_neutral(error) => permit.ignore(),
         Err(_) => permit.failure(),
     }
     result

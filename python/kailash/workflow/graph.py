@@ -10,6 +10,7 @@ from kailash import _native
 from kailash._loops import library_loop
 from kailash._threads import Threads
 from kailash.core.resilience.bulkhead import in_partition
+from kailash.core.resilience.circuit_breaker import get_circuit_breaker_manager
 from kailash.nodes import AsyncNode, Node
 from kailash.nodes.base import BuiltInNode
 
@@ -37,7 +38,12 @@ class PythonNode:
             try:
                 _threads.submit(lambda: contextvars.Context().run(self._run, job))
             except RuntimeError as error:
-                job.fail(error)
+                job.fail(error, self._is_excluded(error))
+
+    def _is_excluded(self, error: BaseException) -> bool:
+        """Whether the breaker that the node names takes this exception for neutral."""
+        breaker = get_circuit_breaker_manager().get_circuit_breaker(self.config.get("breaker", ""))
+        return breaker is not None and isinstance(error, tuple(breaker.config.excluded_exceptions))
 
     def _run(self, job: _native.NodeJob) -> None:
         if not job.begin():
@@ -46,7 +52,7 @@ class PythonNode:
             with in_partition(job.partition):
                 job.finish(self.node.execute(**job.inputs()))
         except BaseException as error:
-            job.fail(error)
+            job.fail(error, self._is_excluded(error))
 
     def _begin(self, loop: asyncio.AbstractEventLoop, job: _native.NodeJob) -> None:
         key = job.key
@@ -64,7 +70,7 @@ class PythonNode:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            job.fail(error)
+            job.fail(error, self._is_excluded(error))
 
     def cancel(self, job: _native.NodeJob) -> None:
         """Ends a run that nobody waits for; called on the courier's thread. A thread goes on."""
