@@ -36,6 +36,7 @@ mod snapshot;
 mod state;
 mod window;
 
+use call::Role;
 pub use call::{News, Outcome, Permit, Rejected, Transition, Trip, Verdict};
 pub use config::Config;
 pub use snapshot::Snapshot;
@@ -44,7 +45,7 @@ pub use state::{Cause, State};
 use crate::config::ConfigError;
 use crate::sync::{AtomicU64, Ordering};
 use crate::time::Timestamp;
-use probe::{Lease, Leases, Stamp};
+use probe::{Leases, Stamp};
 use settings::Settings;
 use snapshot::Totals;
 use state::{Opening, Phase, Word};
@@ -117,11 +118,8 @@ impl Machine {
     #[must_use]
     pub fn admit(&self) -> Option<Permit> {
         let bits = self.word.load(Ordering::Acquire);
-        state::passes_all(bits).then(|| Permit {
-            generation: state::generation(bits),
-            lease: None,
-            started: None,
-        })
+        let permit = || Permit::new(state::generation(bits), Role::Plain, None);
+        state::passes_all(bits).then(permit)
     }
 
     /// Whether calls must be timed, because slow or cancelled ones can count.
@@ -149,14 +147,10 @@ impl Machine {
         loop {
             let bits = self.word.load(Ordering::Acquire);
             let word = Word::unpack(bits);
-            let permit = |generation, lease| Permit {
-                generation,
-                lease,
-                started: Some(now),
-            };
+            let permit = |generation, role| Permit::new(generation, role, Some(now));
             match word.phase {
                 Phase::Closed | Phase::MetricsOnly | Phase::Disabled => {
-                    return Ok(permit(word.generation, None));
+                    return Ok(permit(word.generation, Role::Plain));
                 }
                 Phase::ForcedOpen => {
                     return Err(Rejected {
@@ -180,7 +174,7 @@ impl Machine {
                         continue;
                     };
                     news.add(Some(half_opened(until)));
-                    return Ok(permit(next, Some(self.lease(next, now))));
+                    return Ok(permit(next, self.lease(next, now)));
                 }
                 Phase::HalfOpen {
                     in_flight,
@@ -204,7 +198,7 @@ impl Machine {
                     };
                     if self.replace(bits, Word { phase, ..word }) {
                         let lease = self.lease(word.generation, now);
-                        return Ok(permit(word.generation, Some(lease)));
+                        return Ok(permit(word.generation, lease));
                     }
                 }
             }
@@ -217,14 +211,36 @@ impl Machine {
     /// free afterwards.
     #[inline]
     pub fn record(&self, permit: Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
-        if permit.is_probe() {
-            return self.record_probe(&permit, outcome, now);
+        let ran = permit.ran(now);
+        // Most calls are good ones of a quiet breaker: they take one ticket and nothing else.
+        if outcome == Outcome::Success
+            && permit.role() == Role::Plain
+            && !self.settings.is_slow(ran)
+        {
+            let bits = self.word.load(Ordering::Acquire);
+            let generation = state::generation(bits);
+            let in_a_row = self.in_a_row.load(Ordering::Relaxed);
+            if generation == permit.generation
+                && state::counts(bits)
+                && (in_a_row as u32 == 0 || state::generation(in_a_row) != generation)
+                && self.windows[(generation & 1) as usize].record_good(&self.rings, generation)
+            {
+                return Verdict::Unchanged;
+            }
+        }
+        self.record_slowly(permit, outcome, now)
+    }
+
+    #[inline(never)]
+    fn record_slowly(&self, permit: Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
+        if let Role::Probe(slot) = permit.role() {
+            return self.record_probe(&permit, slot, outcome, now);
         }
         let bits = self.word.load(Ordering::Acquire);
         if state::generation(bits) != permit.generation || !state::counts(bits) {
             return Verdict::Unchanged;
         }
-        let ran = permit.started.zip(now).map(|(from, to)| to.since(from));
+        let ran = permit.ran(now);
         let failed = match outcome {
             Outcome::Success => false,
             Outcome::Failure => true,
@@ -268,18 +284,13 @@ impl Machine {
                     return (verdict, news);
                 }
                 _ => {
-                    let permit = Permit {
-                        generation: word.generation,
-                        lease: None,
-                        started: None,
-                    };
+                    let permit = Permit::new(word.generation, Role::Plain, None);
                     return (self.record(permit, outcome, None), news);
                 }
             }
         }
     }
 
-    #[inline]
     fn count(&self, bits: u64, failed: bool, slow: bool) -> Verdict {
         let generation = state::generation(bits);
         let in_a_row = if failed {
@@ -354,7 +365,6 @@ impl Machine {
         }
     }
 
-    #[inline]
     fn succeeded(&self, generation: u32) {
         let seen = self.in_a_row.load(Ordering::Relaxed);
         if state::generation(seen) == generation && seen as u32 != 0 {
@@ -367,15 +377,19 @@ impl Machine {
     }
 
     #[cold]
-    fn record_probe(&self, permit: &Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
+    fn record_probe(
+        &self,
+        permit: &Permit,
+        slot: u32,
+        outcome: Outcome,
+        now: Option<Timestamp>,
+    ) -> Verdict {
         let lapse = now.and_then(|now| self.lapse(permit.generation, now));
-        if let Some(lease) = permit.lease {
-            self.leases.give_back(lease);
-        }
+        self.leases.give_back(slot, permit.generation);
         if let Some(lapse) = lapse {
             return Verdict::Trip(lapse);
         }
-        let ran = permit.started.zip(now).map(|(from, to)| to.since(from));
+        let ran = permit.ran(now);
         match outcome {
             Outcome::Ignored | Outcome::Cancelled => {
                 self.end_probe(permit.generation, false, 1, now)
@@ -599,9 +613,9 @@ impl Machine {
         (state::generation(bits), Opening::unpack(bits))
     }
 
-    fn lease(&self, generation: u32, now: Timestamp) -> Lease {
+    fn lease(&self, generation: u32, now: Timestamp) -> Role {
         let deadline = now + self.settings.probe_lease();
-        self.leases.take(generation, deadline)
+        Role::Probe(self.leases.take(generation, deadline))
     }
 
     /// The trip for a probe of this generation whose lease is over.

@@ -430,10 +430,15 @@ impl CircuitBreaker {
     #[inline]
     fn tell(&self, kind: EventKind) {
         if let Some(events) = self.0.events.get() {
-            let breaker = Arc::clone(&self.0.name);
-            // No receiver is left: nobody wants to know.
-            let _ = events.send(Event { breaker, kind });
+            self.send(events, kind);
         }
+    }
+
+    #[cold]
+    fn send(&self, events: &broadcast::Sender<Event>, kind: EventKind) {
+        let breaker = Arc::clone(&self.0.name);
+        // No receiver is left: nobody wants to know.
+        let _ = events.send(Event { breaker, kind });
     }
 }
 

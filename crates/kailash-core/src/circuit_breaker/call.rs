@@ -1,26 +1,65 @@
 //! A call's leave, its end, and what comes of it.
 
+use core::num::NonZeroU32;
 use core::time::Duration;
 
-use super::probe::Lease;
 use super::state::{Cause, State};
 use crate::time::Timestamp;
 
 /// Leave to make one call.
 ///
 /// It must be given back with [`Machine::record`](super::Machine::record); shells wrap it in a guard that does.
+///
+/// Two registers wide, and so is an `Option` of it: the closed path moves nothing through memory.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a probe that is not given back keeps its slot until its lease lapses"]
 pub struct Permit {
     pub(super) generation: u32,
-    pub(super) lease: Option<Lease>,
-    pub(super) started: Option<Timestamp>,
+    role: NonZeroU32,
+    /// Nanoseconds; the latest timestamp stands for a call that is not timed.
+    started: Timestamp,
+}
+
+/// What the breaker keeps of a call while it is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Nothing.
+    Plain,
+    /// The lease of a probe, in this slot.
+    Probe(u32),
+}
+
+impl Role {
+    fn pack(self) -> NonZeroU32 {
+        match self {
+            Self::Plain => NonZeroU32::MAX,
+            Self::Probe(slot) => NonZeroU32::MIN.saturating_add(slot),
+        }
+    }
 }
 
 impl Permit {
+    #[inline]
+    pub(super) fn new(generation: u32, role: Role, started: Option<Timestamp>) -> Self {
+        Self {
+            generation,
+            role: role.pack(),
+            started: started.unwrap_or(Timestamp::NEVER),
+        }
+    }
+
+    #[inline]
+    pub(super) fn role(&self) -> Role {
+        if self.role == NonZeroU32::MAX {
+            return Role::Plain;
+        }
+        Role::Probe(self.role.get() - 1)
+    }
+
     /// Remembers when the call began. Needed where [`Machine::is_timed`](super::Machine::is_timed) says so.
+    #[inline]
     pub fn started_at(mut self, now: Timestamp) -> Self {
-        self.started = Some(now);
+        self.started = now;
         self
     }
 
@@ -28,19 +67,28 @@ impl Permit {
     #[inline]
     #[must_use]
     pub fn is_timed(&self) -> bool {
-        self.started.is_some()
+        self.started != Timestamp::NEVER
     }
 
     /// When the call began, if that was asked for.
+    #[inline]
     #[must_use]
     pub fn started(&self) -> Option<Timestamp> {
-        self.started
+        self.is_timed().then_some(self.started)
+    }
+
+    /// How many nanoseconds the call has run by `now`, if that is known.
+    #[inline]
+    pub(super) fn ran(&self, now: Option<Timestamp>) -> Option<u64> {
+        let (from, to) = self.started().zip(now)?;
+        Some(to.nanos_since(from))
     }
 
     /// Whether the call is a probe of a half-open breaker.
+    #[inline]
     #[must_use]
     pub fn is_probe(&self) -> bool {
-        self.lease.is_some()
+        self.role() != Role::Plain
     }
 }
 

@@ -14,18 +14,11 @@ pub(super) const MOST: usize = 1024;
 /// One slot per probe that may be in flight.
 ///
 /// A slot holds the low bits of its generation and a deadline, and counts only while its generation
-/// is the current one. It is freed by compare-exchange on its own value, so that a probe of an
-/// earlier generation which ends late frees nobody else's.
+/// is the current one. It is freed by its own generation alone, so that a probe of an earlier one
+/// which ends late frees nobody else's.
 pub(super) struct Leases {
     few: [AtomicU64; FEW],
     more: OnceBox<Box<[AtomicU64]>>,
-}
-
-/// A slot taken by one probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lease {
-    slot: u32,
-    value: u64,
 }
 
 impl Leases {
@@ -51,7 +44,7 @@ impl Leases {
     }
 
     /// Takes a slot until `deadline`. The caller has been counted as in flight, so there is one.
-    pub(super) fn take(&self, generation: u32, deadline: Timestamp) -> Lease {
+    pub(super) fn take(&self, generation: u32, deadline: Timestamp) -> u32 {
         let value = Stamp::new(generation, deadline).pack();
         loop {
             for (slot, lease) in self.slots().enumerate() {
@@ -62,19 +55,24 @@ impl Leases {
                 let taken =
                     lease.compare_exchange(seen, value, Ordering::AcqRel, Ordering::Relaxed);
                 if taken.is_ok() {
-                    let slot = slot as u32;
-                    return Lease { slot, value };
+                    return slot as u32;
                 }
             }
             crate::sync::relax();
         }
     }
 
-    /// Gives the slot back, unless it is another's by now.
-    pub(super) fn give_back(&self, lease: Lease) {
-        if let Some(slot) = self.slots().nth(lease.slot as usize) {
-            // Failing means that it was swept: nothing to give back.
-            let _ = slot.compare_exchange(lease.value, 0, Ordering::AcqRel, Ordering::Relaxed);
+    /// Gives back the slot that a probe of this generation took, unless it is another's by now.
+    ///
+    /// Within its generation a slot stays its taker's. A later one's stamp is told apart by its tag,
+    /// or, 4,096 generations on, by the value that the exchange compares.
+    pub(super) fn give_back(&self, slot: u32, generation: u32) {
+        let Some(slot) = self.slots().nth(slot as usize) else {
+            return;
+        };
+        let seen = slot.load(Ordering::Relaxed);
+        if seen != 0 && Stamp::unpack(seen).is_of(generation) {
+            let _ = slot.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
@@ -156,10 +154,10 @@ mod tests {
         let old = leases.take(2, at(10));
         leases.sweep(5);
         let new = leases.take(5, at(20));
-        assert_eq!(old.slot, new.slot);
-        leases.give_back(old);
+        assert_eq!(old, new);
+        leases.give_back(old, 2);
         assert_eq!(leases.earliest(5), Some(at(20)));
-        leases.give_back(new);
+        leases.give_back(new, 5);
         assert_eq!(leases.earliest(5), None);
     }
 

@@ -111,17 +111,17 @@ impl Settings {
     }
 
     #[inline]
-    pub(super) fn is_slow(&self, ran: Option<Duration>) -> bool {
+    pub(super) fn is_slow(&self, ran: Option<u64>) -> bool {
         let threshold = self.slow_call_threshold.load(Ordering::Relaxed);
-        threshold != OFF && ran.is_some_and(|ran| nanos(ran) >= threshold)
+        threshold != OFF && ran.is_some_and(|ran| ran >= threshold)
     }
 
-    /// Whether a cancelled call that ran this long is a failure.
-    pub(super) fn counts_cancelled(&self, ran: Option<Duration>) -> bool {
+    /// Whether a cancelled call that ran this many nanoseconds is a failure.
+    pub(super) fn counts_cancelled(&self, ran: Option<u64>) -> bool {
         match self.cancelled_counts_after.load(Ordering::Relaxed) {
             OFF => false,
             0 => true,
-            after => ran.is_some_and(|ran| nanos(ran) >= after),
+            after => ran.is_some_and(|ran| ran >= after),
         }
     }
 

@@ -177,6 +177,27 @@ impl Window {
             .is_ok()
     }
 
+    /// Counts one call that was neither failed nor slow, where that needs no look at a rate and no
+    /// larger ring: in a full window of the smallest class. Answers whether it did.
+    #[inline]
+    pub(super) fn record_good(&self, rings: &Rings, generation: u32) -> bool {
+        let start = self.start.load(Ordering::Acquire);
+        if (start >> 32) as u32 != generation || start as u32 >> BASE_BITS != 1 {
+            return false;
+        }
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let slot = ticket as usize & (SMALLEST - 1);
+        let failures = (generation & 1) as usize * 4 + slot / 64;
+        let [failed, slow] = [failures, failures + 2].map(|word| &rings.smallest[word]);
+        let both = failed.load(Ordering::Relaxed) | slow.load(Ordering::Relaxed);
+        if both & (1 << (slot % 64)) != 0 {
+            let (failures, slow) = rings.planes(0, (generation & 1) as usize);
+            write(failures, ticket, false);
+            write(slow, ticket, false);
+        }
+        true
+    }
+
     /// Writes one outcome, and tallies the newest `window_size` if a rate may have risen: after a
     /// failure, after a slow call, and by the call that completes the `required` ones.
     #[inline]
