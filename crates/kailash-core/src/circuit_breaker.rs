@@ -12,6 +12,9 @@
 //!                                             └───────────┘
 //! ```
 //!
+//! Where it is asked for, a ramp comes between half-open and closed, and reads half-open: a growing
+//! share of the calls passes, judged as in a closed breaker.
+//!
 //! Beside these, someone may force it open, disable it, or let it only count (metrics-only).
 //!
 //! All methods take `&self` and may be called from any number of threads at once, except that two
@@ -30,7 +33,9 @@ mod config;
 #[cfg(all(test, kailash_loom))]
 mod loom_tests;
 mod order;
+mod overdue;
 mod probe;
+mod ramp;
 mod settings;
 mod snapshot;
 mod state;
@@ -38,18 +43,20 @@ mod window;
 
 use call::Role;
 pub use call::{News, Outcome, Permit, Rejected, Transition, Trip, Verdict};
-pub use config::Config;
+pub use config::{Config, WindowKind};
 pub use snapshot::Snapshot;
 pub use state::{Cause, State};
 
 use crate::config::ConfigError;
+use crate::once_box::OnceBox;
 use crate::sync::{AtomicU64, Ordering};
 use crate::time::Timestamp;
+use overdue::Overdue;
 use probe::{Leases, Stamp};
 use settings::Settings;
 use snapshot::Totals;
 use state::{Opening, Phase, Word};
-use window::{Call, Rings, Tally, Window};
+use window::{Call, Extent, Rings, Tally, Windows};
 
 /// One circuit breaker.
 ///
@@ -85,29 +92,37 @@ pub struct Machine {
     totals: Totals,
     /// Failures in a row under their generation: generation 32 bits, failures 32.
     in_a_row: AtomicU64,
-    windows: [Window; 2],
+    /// Made when calls are first watched.
+    overdue: OnceBox<Overdue>,
+    windows: Windows,
 }
 
 impl Machine {
-    /// A closed breaker.
+    /// A breaker in its initial state.
     ///
     /// # Errors
     /// When a field of the config is out of range.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let checked = config.checked()?;
         let (rings, leases) = (Rings::new(), Leases::new());
-        let class = rings.class_for(checked.window_size);
+        let class = rings.class_for(checked.window);
         leases.make_room(checked.half_open_requests);
+        let left = match config.initial_state {
+            State::HalfOpen => Opening::FIRST.pack(),
+            _ => 0,
+        };
         Ok(Self {
-            word: AtomicU64::new(Word::START.pack()),
+            word: AtomicU64::new(Word::start(config.initial_state).pack()),
             until: AtomicU64::new(0),
-            left: AtomicU64::new(0),
+            left: AtomicU64::new(left),
             settings: Settings::new(&checked),
             leases,
             rings,
             totals: Totals::default(),
             in_a_row: AtomicU64::new(0),
-            windows: [Window::new(class), Window::new(class)],
+            overdue: OnceBox::new(),
+            // A time window that begins at the clock's origin only reaches back to empty buckets.
+            windows: Windows::new(class, 0),
         })
     }
 
@@ -122,13 +137,93 @@ impl Machine {
         state::passes_all(bits).then(permit)
     }
 
-    /// Whether calls must be timed, because slow or cancelled ones can count.
+    /// Whether calls must be timed from their start, because slow or cancelled ones can count.
     ///
     /// Where they need not be, a shell can save reading the clock on the closed path.
     #[inline]
     #[must_use]
     pub fn is_timed(&self) -> bool {
         self.settings.is_timed()
+    }
+
+    /// Whether [`Machine::record`] needs the time for this permit.
+    #[inline]
+    #[must_use]
+    pub fn needs_time(&self, permit: &Permit) -> bool {
+        permit.is_timed() || self.settings.needs_end()
+    }
+
+    /// Whether calls are to be watched while they run: see [`Machine::watch`].
+    #[inline]
+    #[must_use]
+    pub fn watches(&self) -> bool {
+        self.settings.watches()
+    }
+
+    /// Watches an admitted call that ends by itself, so that it counts as slow as soon as it has run
+    /// for `slow_call_threshold`; and counts those that have.
+    ///
+    /// Permits that someone takes by hand may be kept for long, and are better not watched. After a
+    /// trip the permit's generation is over: ask for another.
+    pub fn watch(&self, permit: Permit) -> (Permit, Verdict) {
+        let (Role::Plain, Some(now)) = (permit.role(), permit.started()) else {
+            return (permit, Verdict::Unchanged);
+        };
+        let generation = permit.generation;
+        let bits = self.word.load(Ordering::Acquire);
+        if generation != state::generation(bits) || !state::counts(bits) {
+            return (permit, Verdict::Unchanged);
+        }
+        let quarter = now.as_nanos() / (self.settings.overdue_after() / 4).max(1);
+        let overdue = self.overdue.get_or_init(Overdue::new);
+        let mut verdict = self.count_overdue(bits, overdue.take(generation, quarter), now);
+        if verdict != Verdict::Unchanged {
+            return (permit, verdict);
+        }
+        let in_the_way = overdue.begin(generation, quarter);
+        let permit = permit.with_role(Role::Watched(overdue::low_bits(quarter)));
+        if in_the_way > 0 {
+            verdict = self.count_overdue(bits, in_the_way, now);
+        }
+        (permit, verdict)
+    }
+
+    /// Counts calls that still run as slow ones.
+    fn count_overdue(&self, bits: u64, calls: u32, now: Timestamp) -> Verdict {
+        if calls == 0 {
+            return Verdict::Unchanged;
+        }
+        self.totals.slow.add(u64::from(calls));
+        let generation = state::generation(bits);
+        let extent = self.extent(Some(now));
+        let call = Call {
+            generation,
+            failed: false,
+            slow: true,
+        };
+        // More than a window would only push each other out of it, or make this caller wait.
+        let counted = calls.min(extent.window_size).min(1 << 16);
+        self.totals.unticketed.add(u64::from(calls - counted));
+        let window = self.windows.of(generation);
+        let tallies = (0..counted).map(|_| window.record(&self.rings, call, extent));
+        let cause = tallies
+            .last()
+            .flatten()
+            .and_then(|tally| self.rate_reached(tally));
+        self.verdict(bits, cause)
+    }
+
+    fn extent(&self, now: Option<Timestamp>) -> Extent {
+        let now = now.unwrap_or(Timestamp::ZERO);
+        Extent {
+            window_size: self.settings.window_size(),
+            tick: self.tick(now),
+            required: self.settings.min_calls(),
+        }
+    }
+
+    fn tick(&self, now: Timestamp) -> u64 {
+        self.settings.tick(now).unwrap_or(0)
     }
 
     /// Admits a call, or says why not.
@@ -138,7 +233,7 @@ impl Machine {
         let mut news = News::default();
         let result = self.acquire(now, draw, &mut news);
         if result.is_err() {
-            self.totals.rejections.add();
+            self.totals.rejections.add(1);
         }
         (result, news)
     }
@@ -201,13 +296,24 @@ impl Machine {
                         return Ok(permit(word.generation, lease));
                     }
                 }
+                Phase::Ramp { stage } => {
+                    if ramp::admits(stage, draw) {
+                        return Ok(permit(word.generation, Role::Plain));
+                    }
+                    return Err(Rejected {
+                        state: State::HalfOpen,
+                        forced: false,
+                        retry_after: None,
+                        cause: self.left().1.cause,
+                    });
+                }
             }
         }
     }
 
     /// Records how an admitted call ended.
     ///
-    /// `now` is needed where [`Permit::is_timed`] says so. The permit's slot, if it had one, is
+    /// `now` is needed where [`Machine::needs_time`] says so. The permit's slot, if it had one, is
     /// free afterwards.
     #[inline]
     pub fn record(&self, permit: Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
@@ -223,7 +329,10 @@ impl Machine {
             if generation == permit.generation
                 && state::counts(bits)
                 && (in_a_row as u32 == 0 || state::generation(in_a_row) != generation)
-                && self.windows[(generation & 1) as usize].record_good(&self.rings, generation)
+                && self
+                    .windows
+                    .of(generation)
+                    .record_good(&self.rings, generation)
             {
                 return Verdict::Unchanged;
             }
@@ -237,19 +346,47 @@ impl Machine {
             return self.record_probe(&permit, slot, outcome, now);
         }
         let bits = self.word.load(Ordering::Acquire);
-        if state::generation(bits) != permit.generation || !state::counts(bits) {
+        let word = Word::unpack(bits);
+        let counts = matches!(
+            word.phase,
+            Phase::Closed | Phase::MetricsOnly | Phase::Ramp { .. }
+        );
+        if word.generation != permit.generation || !counts {
             return Verdict::Unchanged;
         }
+        let still_counts = match permit.role() {
+            Role::Watched(quarter) => {
+                let overdue = self.overdue.get();
+                overdue.is_none_or(|overdue| overdue.end(permit.generation, quarter))
+            }
+            _ => true,
+        };
         let ran = permit.ran(now);
         let failed = match outcome {
             Outcome::Success => false,
-            Outcome::Failure => true,
+            Outcome::Failure | Outcome::RetryAfter(_) => true,
             Outcome::Ignored => return Verdict::Unchanged,
             Outcome::Cancelled if self.settings.counts_cancelled(ran) => true,
             Outcome::Cancelled => return Verdict::Unchanged,
         };
-        let slow = self.settings.is_slow(ran);
-        self.count(bits, failed, slow)
+        let verdict = if still_counts {
+            let slow = self.settings.is_slow(ran);
+            self.count(bits, failed, slow, now)
+        } else {
+            // It stands in the window already, as a slow call.
+            let reached = self.count_in_a_row(word.generation, failed);
+            self.verdict(bits, reached)
+        };
+        match verdict {
+            Verdict::Trip(trip) => Verdict::Trip(Trip {
+                wait: outcome.retry_after(),
+                ..trip
+            }),
+            Verdict::Unchanged if matches!(word.phase, Phase::Ramp { .. }) => {
+                self.climb(bits, word, now)
+            }
+            verdict => verdict,
+        }
     }
 
     /// Records an outcome that no permit was taken for, of a call that ended now.
@@ -275,9 +412,12 @@ impl Machine {
                 Phase::HalfOpen { .. } => {
                     let verdict = match outcome {
                         Outcome::Success => self.end_probe(word.generation, true, 0, Some(now)),
-                        Outcome::Failure => {
-                            self.totals.failures.add();
-                            Verdict::Trip(trip(word.generation, Cause::ProbeFailed))
+                        Outcome::Failure | Outcome::RetryAfter(_) => {
+                            self.totals.failures.add(1);
+                            Verdict::Trip(Trip {
+                                wait: outcome.retry_after(),
+                                ..trip(word.generation, Cause::ProbeFailed)
+                            })
                         }
                         Outcome::Ignored | Outcome::Cancelled => Verdict::Unchanged,
                     };
@@ -285,40 +425,46 @@ impl Machine {
                 }
                 _ => {
                     let permit = Permit::new(word.generation, Role::Plain, None);
-                    return (self.record(permit, outcome, None), news);
+                    return (self.record(permit, outcome, Some(now)), news);
                 }
             }
         }
     }
 
-    fn count(&self, bits: u64, failed: bool, slow: bool) -> Verdict {
+    fn count(&self, bits: u64, failed: bool, slow: bool, now: Option<Timestamp>) -> Verdict {
         let generation = state::generation(bits);
-        let in_a_row = if failed {
-            self.totals.failures.add();
-            self.failed_again(generation)
-        } else {
-            self.succeeded(generation);
-            0
-        };
+        let in_a_row = self.count_in_a_row(generation, failed);
         if slow {
-            self.totals.slow.add();
+            self.totals.slow.add(1);
         }
         let call = Call {
             generation,
             failed,
             slow,
         };
-        let (size, required) = (self.settings.window_size(), self.settings.min_calls());
-        let window = &self.windows[(generation & 1) as usize];
-        let tally = window.record(&self.rings, call, size, required);
-        let cause = if in_a_row >= self.settings.failure_threshold() {
-            Some(Cause::ConsecutiveFailures)
-        } else {
-            tally.and_then(|tally| self.rate_reached(tally))
-        };
-        match cause {
-            Some(cause) if Word::unpack(bits).phase == Phase::Closed => {
-                Verdict::Trip(trip(generation, cause))
+        let window = self.windows.of(generation);
+        let tally = window.record(&self.rings, call, self.extent(now));
+        let rate = || tally.and_then(|tally| self.rate_reached(tally));
+        self.verdict(bits, in_a_row.or_else(rate))
+    }
+
+    fn count_in_a_row(&self, generation: u32, failed: bool) -> Option<Cause> {
+        if !failed {
+            self.succeeded(generation);
+            return None;
+        }
+        self.totals.failures.add(1);
+        let in_a_row = self.failed_again(generation);
+        let reached = in_a_row >= self.settings.failure_threshold();
+        reached.then_some(Cause::ConsecutiveFailures)
+    }
+
+    /// What comes of a rule that was reached, in the state of `bits`.
+    fn verdict(&self, bits: u64, reached: Option<Cause>) -> Verdict {
+        let word = Word::unpack(bits);
+        match (reached, word.phase) {
+            (Some(cause), Phase::Closed | Phase::Ramp { .. }) => {
+                Verdict::Trip(trip(word.generation, cause))
             }
             _ => Verdict::Unchanged,
         }
@@ -390,30 +536,28 @@ impl Machine {
             return Verdict::Trip(lapse);
         }
         let ran = permit.ran(now);
+        let failed = |cause| Trip {
+            at: now,
+            wait: outcome.retry_after(),
+            ..trip(permit.generation, cause)
+        };
         match outcome {
             Outcome::Ignored | Outcome::Cancelled => {
                 self.end_probe(permit.generation, false, 1, now)
             }
             Outcome::Success if self.settings.is_slow(ran) => {
-                self.totals.slow.add();
-                self.failed_probe(permit.generation, Cause::ProbeSlow, now)
+                self.totals.slow.add(1);
+                self.totals.unticketed.add(1);
+                Verdict::Trip(failed(Cause::ProbeSlow))
             }
             Outcome::Success => self.end_probe(permit.generation, true, 1, now),
-            Outcome::Failure => {
-                self.totals.failures.add();
-                self.failed_probe(permit.generation, Cause::ProbeFailed, now)
+            // It stays counted as in flight: the transition that follows ends its generation.
+            Outcome::Failure | Outcome::RetryAfter(_) => {
+                self.totals.failures.add(1);
+                self.totals.unticketed.add(1);
+                Verdict::Trip(failed(Cause::ProbeFailed))
             }
         }
-    }
-
-    /// The probe stays counted as in flight: the transition that follows ends its generation.
-    fn failed_probe(&self, generation: u32, cause: Cause, at: Option<Timestamp>) -> Verdict {
-        self.totals.probes.add();
-        Verdict::Trip(Trip {
-            generation,
-            cause,
-            at,
-        })
     }
 
     /// Takes `ended` probes out of flight and closes the breaker after the last success it needs.
@@ -439,16 +583,10 @@ impl Machine {
             }
             let successes = successes + u32::from(succeeded);
             if succeeded && successes >= self.settings.success_threshold() {
-                if self.enter(bits, word, Phase::Closed) {
-                    self.totals.probes.add();
-                    return Verdict::Closed(Transition {
-                        from: State::HalfOpen,
-                        to: State::Closed,
-                        cause: Cause::ProbesSucceeded,
-                        at: at.unwrap_or(Timestamp::ZERO),
-                        forced: false,
-                        wait: None,
-                    });
+                let next = ramp::after_probes(self.settings.ramps());
+                if self.enter(bits, word, next, at) {
+                    self.totals.unticketed.add(1);
+                    return recovered(next, at);
                 }
                 continue;
             }
@@ -458,7 +596,7 @@ impl Machine {
             };
             if self.replace(bits, Word { phase, ..word }) {
                 if succeeded {
-                    self.totals.probes.add();
+                    self.totals.unticketed.add(1);
                 }
                 return Verdict::Unchanged;
             }
@@ -477,7 +615,9 @@ impl Machine {
             }
             let (from, in_a_row) = match word.phase {
                 Phase::Closed => (State::Closed, 1),
-                Phase::HalfOpen { .. } => (State::HalfOpen, self.left().1.in_a_row + 1),
+                Phase::HalfOpen { .. } | Phase::Ramp { .. } => {
+                    (State::HalfOpen, self.left().1.in_a_row + 1)
+                }
                 _ => return None,
             };
             let tag = Stamp::unpack(self.until.load(Ordering::Acquire)).tag + 1;
@@ -487,9 +627,12 @@ impl Machine {
                 continue;
             }
             let at = trip.at.unwrap_or(now);
-            let wait = self.settings.wait(opening.in_a_row, draw);
+            let wait = match trip.wait {
+                Some(wait) => wait.min(self.settings.max_recovery_timeout()),
+                None => self.settings.wait(opening.in_a_row, draw),
+            };
             let until = self.install(open.pack(), opening, at + wait);
-            self.totals.openings.add();
+            self.totals.openings.add(1);
             return Some(Transition {
                 from,
                 to: State::Open,
@@ -558,15 +701,17 @@ impl Machine {
             Phase::Open(opening) if now >= self.deadline(bits, opening, now) => State::HalfOpen,
             Phase::Open(_) => State::Open,
             Phase::HalfOpen { .. } if self.lapse(word.generation, now).is_some() => State::Open,
-            Phase::HalfOpen { .. } => State::HalfOpen,
+            Phase::HalfOpen { .. } | Phase::Ramp { .. } => State::HalfOpen,
         }
     }
 
     /// Moves to the next generation with an empty window.
-    fn enter(&self, bits: u64, word: Word, phase: Phase) -> bool {
+    fn enter(&self, bits: u64, word: Word, phase: Phase, now: Option<Timestamp>) -> bool {
         let next = word.next(phase);
-        let class = self.rings.class_for(self.settings.window_size());
-        self.windows[(next.generation & 1) as usize].prepare(next.generation, class);
+        let class = self.rings.class_for(self.settings.window());
+        let tick = self.tick(now.unwrap_or(Timestamp::ZERO));
+        let window = self.windows.of(next.generation);
+        window.prepare(next.generation, class, tick);
         self.replace(bits, next)
     }
 
@@ -625,6 +770,7 @@ impl Machine {
             generation,
             cause: Cause::ProbeLapsed,
             at: Some(earliest),
+            wait: None,
         })
     }
 
@@ -681,7 +827,23 @@ fn trip(generation: u32, cause: Cause) -> Trip {
         generation,
         cause,
         at: None,
+        wait: None,
     }
+}
+
+/// What the last success of a recovery leads to: the breaker has closed, or goes on up its ramp.
+fn recovered(next: Phase, at: Option<Timestamp>) -> Verdict {
+    if next != Phase::Closed {
+        return Verdict::Unchanged;
+    }
+    Verdict::Closed(Transition {
+        from: State::HalfOpen,
+        to: State::Closed,
+        cause: Cause::ProbesSucceeded,
+        at: at.unwrap_or(Timestamp::ZERO),
+        forced: false,
+        wait: None,
+    })
 }
 
 fn half_opened(at: Timestamp) -> Transition {

@@ -132,7 +132,7 @@ impl Model {
         match &mut self.phase {
             Phase::Closed | Phase::MetricsOnly => match outcome {
                 Outcome::Success => self.count(false, slow),
-                Outcome::Failure => self.count(true, slow),
+                Outcome::Failure | Outcome::RetryAfter(_) => self.count(true, slow),
                 Outcome::Cancelled if counts => self.count(true, slow),
                 Outcome::Ignored | Outcome::Cancelled => {}
             },
@@ -145,7 +145,7 @@ impl Model {
                             self.close();
                         }
                     }
-                    Outcome::Success | Outcome::Failure => self.open(now),
+                    Outcome::Success | Outcome::Failure | Outcome::RetryAfter(_) => self.open(now),
                     Outcome::Ignored | Outcome::Cancelled => {}
                 }
             }
@@ -387,7 +387,7 @@ proptest! {
                         continue;
                     }
                     model.resize(window_size);
-                    machine.reconfigure(&model.config).unwrap();
+                    machine.reconfigure(&model.config, now).unwrap();
                 }
             }
             let now = Timestamp::from_nanos(model.now);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::Utc;
 use kailash::circuit_breaker::{
     CircuitBreaker as Breaker, Config, CreateError, EventKind, Manager, Outcome, OwnedPermit,
-    Rejected,
+    Rejected, State, WindowKind,
 };
 use kailash_core::time::nanos;
 use pyo3::exceptions::PyValueError;
@@ -149,6 +149,7 @@ impl CircuitBreaker {
         )?;
         dict.set_item("consecutive_failures", seen.consecutive_failures)?;
         dict.set_item("consecutive_successes", seen.probe_successes)?;
+        dict.set_item("ramp_share", seen.ramp_share)?;
         dict.set_item("would_open", seen.would_open.map(|cause| cause.as_str()))?;
         let transitions = PyList::empty(py);
         let now = Utc::now();
@@ -271,9 +272,15 @@ impl CircuitBreakerPermit {
         self.record(Outcome::Success);
     }
 
-    /// The call failed.
-    fn failure(&self) {
-        self.record(Outcome::Failure);
+    /// The call failed; the dependency may have said how many seconds to leave it alone.
+    #[pyo3(signature = (retry_after=None))]
+    fn failure(&self, retry_after: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let outcome = match retry_after {
+            Some(wait) => Outcome::RetryAfter(config::seconds("retry_after", wait)?),
+            None => Outcome::Failure,
+        };
+        self.record(outcome);
+        Ok(())
     }
 
     /// The call says nothing about the dependency.
@@ -335,15 +342,23 @@ fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<Config> {
             max_recovery_timeout: settings.seconds("max_recovery_timeout")?,
             half_open_requests: settings.whole("half_open_requests")?,
             error_rate_threshold: settings.optional_number("error_rate_threshold")?,
+            window: settings.choice("window", WindowKind::ALL.map(|kind| (kind.as_str(), kind)))?,
             window_size: settings.whole("window_size")?,
+            window_duration: settings.seconds("window_duration")?,
             min_calls_before_evaluation: settings.whole("min_calls_before_evaluation")?,
             slow_call_threshold: settings.optional_seconds("slow_call_threshold")?,
             slow_call_rate_threshold: settings.optional_number("slow_call_rate_threshold")?,
+            overdue_calls_enabled: settings.flag("overdue_calls_enabled")?,
             max_wait_duration_in_half_open: settings.seconds("max_wait_duration_in_half_open")?,
             exponential_backoff_multiplier: settings.number("exponential_backoff_multiplier")?,
             jitter_enabled: settings.flag("jitter_enabled")?,
             max_jitter_percentage: settings.number("max_jitter_percentage")?,
             cancelled_counts_after: settings.optional_seconds("cancelled_counts_after")?,
+            ramp_enabled: settings.flag("ramp_enabled")?,
+            initial_state: settings.choice(
+                "initial_state",
+                State::ALL.map(|state| (state.as_str(), state)),
+            )?,
         })
     };
     config::read(settings, build, Config::validate)
@@ -361,13 +376,16 @@ fn config_to_dict<'py>(py: Python<'py>, config: &Config) -> PyResult<Bound<'py, 
     )?;
     dict.set_item("half_open_requests", config.half_open_requests)?;
     dict.set_item("error_rate_threshold", config.error_rate_threshold)?;
+    dict.set_item("window", config.window.as_str())?;
     dict.set_item("window_size", config.window_size)?;
+    dict.set_item("window_duration", config.window_duration.as_secs_f64())?;
     dict.set_item(
         "min_calls_before_evaluation",
         config.min_calls_before_evaluation,
     )?;
     dict.set_item("slow_call_threshold", seconds(config.slow_call_threshold))?;
     dict.set_item("slow_call_rate_threshold", config.slow_call_rate_threshold)?;
+    dict.set_item("overdue_calls_enabled", config.overdue_calls_enabled)?;
     let lease = config.max_wait_duration_in_half_open.as_secs_f64();
     dict.set_item("max_wait_duration_in_half_open", lease)?;
     dict.set_item(
@@ -380,6 +398,8 @@ fn config_to_dict<'py>(py: Python<'py>, config: &Config) -> PyResult<Bound<'py, 
         "cancelled_counts_after",
         seconds(config.cancelled_counts_after),
     )?;
+    dict.set_item("ramp_enabled", config.ramp_enabled)?;
+    dict.set_item("initial_state", config.initial_state.as_str())?;
     Ok(dict)
 }
 

@@ -70,6 +70,34 @@ impl<'py> Settings<'_, 'py> {
             .map_err(|_| wrong_type(field, &value, "True or False"))
     }
 
+    /// One of a few values by its name.
+    pub(crate) fn choice<T: Copy, const N: usize>(
+        &self,
+        field: &'static str,
+        choices: [(&'static str, T); N],
+    ) -> PyResult<T> {
+        let value = self.get(field)?;
+        // A member of an enum stands for its value.
+        let name = value.getattr("value").unwrap_or_else(|_| value.clone());
+        let name: Option<String> = name.extract().ok();
+        let chosen = choices
+            .iter()
+            .find(|(known, _)| Some(*known) == name.as_deref());
+        let (_, choice) = chosen.ok_or_else(|| {
+            let known: Vec<_> = choices.iter().map(|(known, _)| *known).collect();
+            let allowed = known.join(" or ");
+            match name {
+                Some(name) => raise(
+                    value.py(),
+                    &ConfigError::new(field, name, allowed),
+                    Some(value.clone()),
+                ),
+                None => wrong_type(field, &value, &allowed),
+            }
+        })?;
+        Ok(*choice)
+    }
+
     pub(crate) fn text(&self, field: &'static str) -> PyResult<String> {
         let value = self.get(field)?;
         value

@@ -36,7 +36,9 @@ use kailash_core::time::Timestamp;
 use tokio::sync::broadcast;
 
 pub use event::{Event, EventKind, Events};
-pub use kailash_core::circuit_breaker::{Cause, Config, Outcome, Snapshot, State, Transition};
+pub use kailash_core::circuit_breaker::{
+    Cause, Config, Outcome, Snapshot, State, Transition, WindowKind,
+};
 pub use manager::{CreateError, Manager};
 
 use crate::ConfigError;
@@ -66,7 +68,7 @@ struct Shared {
 const TRANSITIONS_KEPT: usize = 5;
 
 impl CircuitBreaker {
-    /// A closed breaker on the machine's monotonic clock.
+    /// A breaker in its initial state, on the machine's monotonic clock.
     ///
     /// # Errors
     /// When a field of the config is out of range.
@@ -74,7 +76,7 @@ impl CircuitBreaker {
         Self::with_clock(name, config, Clock::monotonic())
     }
 
-    /// A closed breaker on a clock of the caller's.
+    /// A breaker in its initial state, on a clock of the caller's.
     ///
     /// # Errors
     /// When a field of the config is out of range.
@@ -146,7 +148,7 @@ impl CircuitBreaker {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let permit = self.try_acquire()?;
+        let permit = self.try_acquire()?.watched()?;
         let result = call().await;
         // A panic in the classifier drops the permit, which counts it as a failure.
         let outcome = classify(&result);
@@ -171,7 +173,7 @@ impl CircuitBreaker {
         classify: impl FnOnce(&Result<T, E>) -> Outcome,
         call: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, CallError<E>> {
-        let permit = self.try_acquire()?;
+        let permit = self.try_acquire()?.watched()?;
         let result = call();
         let outcome = classify(&result);
         permit.record(outcome);
@@ -239,7 +241,7 @@ impl CircuitBreaker {
     #[inline]
     fn finish(&self, permit: machine::Permit, outcome: Outcome) -> Option<Duration> {
         let Shared { machine, clock, .. } = &*self.0;
-        let now = permit.is_timed().then(|| clock.now());
+        let now = machine.needs_time(&permit).then(|| clock.now());
         let ran = now.zip(permit.started()).map(|(to, from)| to.since(from));
         let verdict = machine.record(permit, outcome, now);
         self.tell(EventKind::Ended(outcome));
@@ -247,6 +249,17 @@ impl CircuitBreaker {
             self.carry_out(verdict);
         }
         ran
+    }
+
+    #[cold]
+    fn watch(&self, permit: machine::Permit) -> Result<machine::Permit, Rejected> {
+        let (permit, verdict) = self.0.machine.watch(permit);
+        if verdict == Verdict::Unchanged {
+            return Ok(permit);
+        }
+        // Its generation ends here, so it decides nothing.
+        self.carry_out(verdict);
+        self.acquire()
     }
 
     #[cold]
@@ -333,13 +346,13 @@ impl CircuitBreaker {
     }
 
     /// Changes the settings and keeps state and counts; a new `window_size` begins with the newest
-    /// outcomes.
+    /// outcomes, another kind of window or duration of one begins empty.
     ///
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.
     pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
         let mut told = self.told();
-        self.0.machine.reconfigure(&config)?;
+        self.0.machine.reconfigure(&config, self.0.clock.now())?;
         *told = config;
         Ok(())
     }
@@ -495,6 +508,23 @@ macro_rules! permit {
             /// The call says nothing about the dependency.
             pub fn ignore(self) {
                 self.record(Outcome::Ignored);
+            }
+
+            /// Watches the call while it runs, where `overdue_calls_enabled` says so: it counts as slow
+            /// once it has run for `slow_call_threshold`, though it has not ended.
+            ///
+            /// For calls that end by themselves, and not for a permit that is kept.
+            ///
+            /// # Errors
+            /// When other calls turn out to be overdue, and open the breaker.
+            #[inline]
+            pub fn watched(mut self) -> Result<Self, Rejected> {
+                if self.breaker.0.machine.watches()
+                    && let Some(permit) = self.inner.take()
+                {
+                    self.inner = Some(self.breaker.watch(permit)?);
+                }
+                Ok(self)
             }
 
             /// The call ended so. Answers how long it ran, where calls are timed.

@@ -69,15 +69,39 @@ pub(crate) struct Breaker {
     pub(crate) max_recovery_timeout: Option<Span>,
     pub(crate) half_open_requests: Option<i64>,
     pub(crate) error_rate_threshold: Option<ShareOrOff>,
+    pub(crate) window: Option<WindowKind>,
     pub(crate) window_size: Option<i64>,
+    pub(crate) window_duration: Option<Span>,
     pub(crate) min_calls_before_evaluation: Option<i64>,
     pub(crate) slow_call_threshold: Option<SpanOrOff>,
     pub(crate) slow_call_rate_threshold: Option<ShareOrOff>,
+    pub(crate) overdue_calls_enabled: Option<bool>,
     pub(crate) max_wait_duration_in_half_open: Option<Span>,
     pub(crate) exponential_backoff_multiplier: Option<f64>,
     pub(crate) jitter_enabled: Option<bool>,
     pub(crate) max_jitter_percentage: Option<f64>,
     pub(crate) cancelled_counts_after: Option<SpanOrOff>,
+    pub(crate) ramp_enabled: Option<bool>,
+    pub(crate) initial_state: Option<State>,
+}
+
+/// What a breaker's rates look at.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WindowKind {
+    Count,
+    Time,
+}
+
+/// The state that a breaker starts in.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    Closed,
+    Open,
+    HalfOpen,
+    Disabled,
+    MetricsOnly,
 }
 
 /// `[partitions.NAME]`: what is not said keeps the default of the type.

@@ -1,7 +1,7 @@
 //! Settings of the library from those of a run file: what is not said keeps its default.
 
 use kailash::bulkhead::{PartitionConfig, PartitionType};
-use kailash::circuit_breaker;
+use kailash::circuit_breaker::{self, State, WindowKind};
 use kailash_workflow::rows::ColumnType;
 
 use super::duration::{ShareOrOff, Span, SpanOrOff};
@@ -19,7 +19,9 @@ pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Config {
         max_recovery_timeout: duration(settings.max_recovery_timeout, default.max_recovery_timeout),
         half_open_requests: count(settings.half_open_requests, default.half_open_requests),
         error_rate_threshold: share(settings.error_rate_threshold, default.error_rate_threshold),
+        window: settings.window.map_or(default.window, window_kind),
         window_size: count(settings.window_size, default.window_size),
+        window_duration: duration(settings.window_duration, default.window_duration),
         min_calls_before_evaluation: count(
             settings.min_calls_before_evaluation,
             default.min_calls_before_evaluation,
@@ -29,6 +31,9 @@ pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Config {
             settings.slow_call_rate_threshold,
             default.slow_call_rate_threshold,
         ),
+        overdue_calls_enabled: settings
+            .overdue_calls_enabled
+            .unwrap_or(default.overdue_calls_enabled),
         max_wait_duration_in_half_open: duration(
             settings.max_wait_duration_in_half_open,
             default.max_wait_duration_in_half_open,
@@ -44,6 +49,26 @@ pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Config {
             settings.cancelled_counts_after,
             default.cancelled_counts_after,
         ),
+        ramp_enabled: settings.ramp_enabled.unwrap_or(default.ramp_enabled),
+        initial_state: settings.initial_state.map_or(default.initial_state, state),
+    }
+}
+
+fn window_kind(chosen: schema::WindowKind) -> WindowKind {
+    match chosen {
+        schema::WindowKind::Count => WindowKind::Count,
+        schema::WindowKind::Time => WindowKind::Time,
+    }
+}
+
+fn state(chosen: schema::State) -> State {
+    use schema::State as Chosen;
+    match chosen {
+        Chosen::Closed => State::Closed,
+        Chosen::Open => State::Open,
+        Chosen::HalfOpen => State::HalfOpen,
+        Chosen::Disabled => State::Disabled,
+        Chosen::MetricsOnly => State::MetricsOnly,
     }
 }
 

@@ -27,13 +27,20 @@ pub(super) enum Role {
     Plain,
     /// The lease of a probe, in this slot.
     Probe(u32),
+    /// A place among the calls that may become overdue: which quarter of the threshold it began in,
+    /// in its low bits.
+    Watched(u32),
 }
+
+const WATCHED: u32 = 1 << 31;
 
 impl Role {
     fn pack(self) -> NonZeroU32 {
         match self {
             Self::Plain => NonZeroU32::MAX,
             Self::Probe(slot) => NonZeroU32::MIN.saturating_add(slot),
+            // Never the largest number: that is a plain call's.
+            Self::Watched(quarter) => NonZeroU32::MIN | WATCHED | ((quarter & 0x00ff_ffff) << 1),
         }
     }
 }
@@ -50,10 +57,17 @@ impl Permit {
 
     #[inline]
     pub(super) fn role(&self) -> Role {
-        if self.role == NonZeroU32::MAX {
-            return Role::Plain;
+        match self.role.get() {
+            u32::MAX => Role::Plain,
+            watched if watched & WATCHED != 0 => Role::Watched((watched & !WATCHED) >> 1),
+            slot => Role::Probe(slot - 1),
         }
-        Role::Probe(self.role.get() - 1)
+    }
+
+    #[inline]
+    pub(super) fn with_role(mut self, role: Role) -> Self {
+        self.role = role.pack();
+        self
     }
 
     /// Remembers when the call began. Needed where [`Machine::is_timed`](super::Machine::is_timed) says so.
@@ -63,7 +77,7 @@ impl Permit {
         self
     }
 
-    /// Whether [`Machine::record`](super::Machine::record) needs the time for this permit.
+    /// Whether the call's start is known.
     #[inline]
     #[must_use]
     pub fn is_timed(&self) -> bool {
@@ -88,7 +102,7 @@ impl Permit {
     #[inline]
     #[must_use]
     pub fn is_probe(&self) -> bool {
-        self.role() != Role::Plain
+        matches!(self.role(), Role::Probe(_))
     }
 }
 
@@ -99,6 +113,9 @@ pub enum Outcome {
     Success,
     /// The dependency failed.
     Failure,
+    /// The dependency failed and said how long to leave it alone, as HTTP's `Retry-After` does: a
+    /// failure, and where it opens the breaker this is how long, up to `max_recovery_timeout`.
+    RetryAfter(Duration),
     /// The call says nothing about the dependency, as a caller's own mistake does.
     Ignored,
     /// The caller gave up: neutral, or a failure after `cancelled_counts_after`.
@@ -176,4 +193,16 @@ pub struct Trip {
     pub(super) cause: Cause,
     /// Earlier than now for a lapse that nobody had looked at.
     pub(super) at: Option<Timestamp>,
+    /// How long the dependency asked to be left alone.
+    pub(super) wait: Option<Duration>,
+}
+
+impl Outcome {
+    /// How long the dependency asked to be left alone; zero asks for nothing.
+    pub(super) fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::RetryAfter(wait) => Some(wait).filter(|wait| !wait.is_zero()),
+            _ => None,
+        }
+    }
 }

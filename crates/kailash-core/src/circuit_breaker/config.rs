@@ -6,8 +6,33 @@ use alloc::vec::Vec;
 use core::fmt::Debug;
 use core::time::Duration;
 
+use super::state::State;
 use crate::config::{self, ConfigError};
 use crate::ratio::Ratio;
+
+/// What the rates look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WindowKind {
+    /// The newest `window_size` calls, however old.
+    #[default]
+    Count,
+    /// The calls that ended within the last `window_duration`, however many.
+    Time,
+}
+
+impl WindowKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Count, Self::Time];
+
+    /// The kind's name as it is written in JSON, TOML and Python: `count` or `time`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Time => "time",
+        }
+    }
+}
 
 /// The settings of a circuit breaker.
 ///
@@ -44,15 +69,26 @@ pub struct Config {
     /// Share of failed calls in the window that opens the breaker: above 0 and up to 1, default 0.5;
     /// `None` switches the rule off.
     pub error_rate_threshold: Option<f64>,
-    /// How many of the newest calls the rates look at: 1 to 65,536, default 100.
+    /// Whether the rates look at the newest calls or at those of the last seconds: default the
+    /// newest calls.
+    pub window: WindowKind,
+    /// How many of the newest calls a count window holds: 1 to 65,536, default 100.
     pub window_size: u32,
-    /// Calls before a rate is looked at: default 10; more than `window_size` counts as equal to it.
+    /// How far back a time window reaches: 10 ms to 24 h, default 60 s. It moves on in steps of a
+    /// sixteenth.
+    pub window_duration: Duration,
+    /// Calls in the window before a rate is looked at: 1 or more, default 10; in a count window more
+    /// than `window_size` counts as equal to it.
     pub min_calls_before_evaluation: u32,
     /// A call that takes at least this long is slow: default 5 s; `None` switches slow calls off.
     pub slow_call_threshold: Option<Duration>,
     /// Share of slow calls in the window that opens the breaker: above 0 and up to 1, default 0.8;
     /// `None` switches the rule off.
     pub slow_call_rate_threshold: Option<f64>,
+    /// Whether a call counts as slow while it still runs, once it has run for `slow_call_threshold`, so
+    /// that a dependency that hangs opens the breaker before its calls end: default false. Looked at
+    /// when another call is admitted, and up to a quarter of the threshold late.
+    pub overdue_calls_enabled: bool,
     /// How long a probe may take before it loses its slot and counts as failed: default 60 s; zero
     /// sets no limit.
     pub max_wait_duration_in_half_open: Duration,
@@ -65,6 +101,12 @@ pub struct Config {
     /// A cancelled call that ran at least this long is a failure, one that ran less is neutral:
     /// default 1 s; zero counts each, `None` counts none.
     pub cancelled_counts_after: Option<Duration>,
+    /// Whether the probes' success is followed by a ramp before the breaker closes: 5 %, 25 % and 50 %
+    /// of the calls, picked by chance, each until `min_calls_before_evaluation` of them have ended and
+    /// the rules of a closed breaker have found no fault: default false.
+    pub ramp_enabled: bool,
+    /// The state to start in: default closed. Open begins its wait when it is first looked at.
+    pub initial_state: State,
 }
 
 impl Default for Config {
@@ -76,15 +118,20 @@ impl Default for Config {
             max_recovery_timeout: Duration::from_secs(600),
             half_open_requests: 3,
             error_rate_threshold: Some(0.5),
+            window: WindowKind::Count,
             window_size: 100,
+            window_duration: Duration::from_secs(60),
             min_calls_before_evaluation: 10,
             slow_call_threshold: Some(Duration::from_secs(5)),
             slow_call_rate_threshold: Some(0.8),
+            overdue_calls_enabled: false,
             max_wait_duration_in_half_open: Duration::from_secs(60),
             exponential_backoff_multiplier: 2.0,
             jitter_enabled: true,
             max_jitter_percentage: 0.1,
             cancelled_counts_after: Some(Duration::from_secs(1)),
+            ramp_enabled: false,
+            initial_state: State::Closed,
         }
     }
 }
@@ -109,7 +156,7 @@ impl Config {
             .collect()
     }
 
-    fn fields(&self) -> [(&'static str, String); 15] {
+    fn fields(&self) -> [(&'static str, String); 20] {
         // Destructured, so that a new field cannot be forgotten here.
         let Self {
             failure_threshold,
@@ -118,15 +165,20 @@ impl Config {
             max_recovery_timeout,
             half_open_requests,
             error_rate_threshold,
+            window,
             window_size,
+            window_duration,
             min_calls_before_evaluation,
             slow_call_threshold,
             slow_call_rate_threshold,
+            overdue_calls_enabled,
             max_wait_duration_in_half_open,
             exponential_backoff_multiplier,
             jitter_enabled,
             max_jitter_percentage,
             cancelled_counts_after,
+            ramp_enabled,
+            initial_state,
         } = self;
         let show = |value: &dyn Debug| format!("{value:?}");
         let share = |value: &Option<f64>| value.map_or("off".into(), |value| format!("{value}"));
@@ -139,13 +191,16 @@ impl Config {
             ("max_recovery_timeout", show(max_recovery_timeout)),
             ("half_open_requests", show(half_open_requests)),
             ("error_rate_threshold", share(error_rate_threshold)),
+            ("window", window.as_str().into()),
             ("window_size", show(window_size)),
+            ("window_duration", show(window_duration)),
             (
                 "min_calls_before_evaluation",
                 show(min_calls_before_evaluation),
             ),
             ("slow_call_threshold", span(slow_call_threshold)),
             ("slow_call_rate_threshold", share(slow_call_rate_threshold)),
+            ("overdue_calls_enabled", show(overdue_calls_enabled)),
             (
                 "max_wait_duration_in_half_open",
                 show(max_wait_duration_in_half_open),
@@ -157,11 +212,23 @@ impl Config {
             ("jitter_enabled", show(jitter_enabled)),
             ("max_jitter_percentage", show(max_jitter_percentage)),
             ("cancelled_counts_after", span(cancelled_counts_after)),
+            ("ramp_enabled", show(ramp_enabled)),
+            ("initial_state", initial_state.as_str().into()),
         ]
     }
 
     pub(super) fn checked(&self) -> Result<Checked, ConfigError> {
         let window_size = config::in_range("window_size", self.window_size, 1..=65_536)?;
+        let shortest = Duration::from_millis(10);
+        let longest = Duration::from_secs(24 * 3600);
+        if !(shortest..=longest).contains(&self.window_duration) {
+            let given = format!("{:?}", self.window_duration);
+            return Err(ConfigError::new("window_duration", given, "10ms to 24h"));
+        }
+        let window = match self.window {
+            WindowKind::Count => Window::Calls(window_size),
+            WindowKind::Time => Window::Span(self.window_duration),
+        };
         let min_calls = config::in_range(
             "min_calls_before_evaluation",
             self.min_calls_before_evaluation,
@@ -191,16 +258,21 @@ impl Config {
                 self.half_open_requests,
                 1..=1024,
             )?,
-            window_size,
-            min_calls: min_calls.min(window_size),
+            window,
+            min_calls: match window {
+                Window::Calls(most) => min_calls.min(most),
+                Window::Span(_) => min_calls,
+            },
             error_rate: config::share("error_rate_threshold", self.error_rate_threshold)?,
             slow_call: self.slow_call_threshold.zip(slow_rate),
+            overdue_calls: self.overdue_calls_enabled,
             recovery_timeout: recovery,
             max_recovery_timeout: longest.max(recovery),
             probe_lease: self.max_wait_duration_in_half_open,
             multiplier,
             jitter: if self.jitter_enabled { jitter } else { 0.0 },
             cancelled_counts_after: self.cancelled_counts_after,
+            ramp: self.ramp_enabled,
         })
     }
 }
@@ -218,12 +290,13 @@ pub(super) struct Checked {
     pub(super) failure_threshold: u32,
     pub(super) success_threshold: u32,
     pub(super) half_open_requests: u32,
-    pub(super) window_size: u32,
-    /// At most `window_size`.
+    pub(super) window: Window,
+    /// At most what the window can hold.
     pub(super) min_calls: u32,
     pub(super) error_rate: Option<Ratio>,
     /// Present when slow calls can open the breaker.
     pub(super) slow_call: Option<(Duration, Ratio)>,
+    pub(super) overdue_calls: bool,
     pub(super) recovery_timeout: Duration,
     pub(super) max_recovery_timeout: Duration,
     pub(super) probe_lease: Duration,
@@ -231,6 +304,14 @@ pub(super) struct Checked {
     /// Zero when jitter is off.
     pub(super) jitter: f64,
     pub(super) cancelled_counts_after: Option<Duration>,
+    pub(super) ramp: bool,
+}
+
+/// What the rates look at, with the extent that applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    Calls(u32),
+    Span(Duration),
 }
 
 #[cfg(test)]
@@ -271,6 +352,13 @@ mod tests {
                 ..ok.clone()
             },
             "window_size: 65537 is not allowed, 1 to 65536 is",
+        );
+        check(
+            Config {
+                window_duration: Duration::from_millis(9),
+                ..ok.clone()
+            },
+            "window_duration: 9ms is not allowed, 10ms to 24h is",
         );
         check(
             Config {

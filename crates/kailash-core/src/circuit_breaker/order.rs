@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::call::Transition;
-use super::config::Config;
+use super::config::{Config, Window};
 use super::state::{self, Cause, Phase, State, Word};
 use crate::config::ConfigError;
 use crate::sync::Ordering;
@@ -13,7 +13,7 @@ impl Machine {
     pub fn force_open(&self, now: Timestamp) -> Option<Transition> {
         let news = self.go(Phase::ForcedOpen, now, |phase| phase != Phase::ForcedOpen);
         if news.is_some() {
-            self.totals.openings.add();
+            self.totals.openings.add(1);
         }
         news
     }
@@ -45,7 +45,7 @@ impl Machine {
         let news = self.go(Phase::Closed, now, |_| true);
         let totals = &self.totals;
         for counter in [
-            &totals.probes,
+            &totals.unticketed,
             &totals.failures,
             &totals.slow,
             &totals.rejections,
@@ -62,30 +62,35 @@ impl Machine {
     /// outcomes.
     ///
     /// When the window outgrows its memory the breaker starts a new generation, and the calls in
-    /// flight at that moment are not counted.
+    /// flight at that moment are not counted. A window of the other kind, or a time window of
+    /// another duration, begins empty. `initial_state` no longer matters.
     ///
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.
-    pub fn reconfigure(&self, config: &Config) -> Result<(), ConfigError> {
+    pub fn reconfigure(&self, config: &Config, now: Timestamp) -> Result<(), ConfigError> {
         let checked = config.checked()?;
-        let class = self.rings.class_for(checked.window_size);
+        let class = self.rings.class_for(checked.window);
         self.leases.make_room(checked.half_open_requests);
+        let before = self.settings.window();
+        // First, so that nobody counts in the next generation's buckets by the old duration.
+        self.settings.set(&checked);
+        let other_span = matches!(checked.window, Window::Span(_)) && checked.window != before;
         loop {
             let bits = self.word.load(Ordering::Acquire);
             let generation = state::generation(bits);
-            let [current, next] =
-                [0, 1].map(|step| &self.windows[(generation.wrapping_add(step) & 1) as usize]);
-            if !state::counts(bits) || current.fits(class) {
+            let current = self.windows.of(generation);
+            let next = self.windows.of(generation.wrapping_add(1));
+            if !state::counts(bits) || (current.fits(class) && !other_span) {
                 break;
             }
-            next.take_over(current, &self.rings, generation, class);
+            let tick = self.tick(now);
+            next.take_over(current, &self.rings, generation, (class, tick));
             let word = Word::unpack(bits);
             if self.replace(bits, word.next(word.phase)) {
                 self.carry_failures_in_a_row(generation);
                 break;
             }
         }
-        self.settings.set(&checked);
         Ok(())
     }
 
@@ -108,7 +113,7 @@ impl Machine {
             if !from(word.phase) {
                 return None;
             }
-            if self.enter(bits, word, to) {
+            if self.enter(bits, word, to, Some(now)) {
                 return Some(Transition {
                     from: before,
                     to: match to {

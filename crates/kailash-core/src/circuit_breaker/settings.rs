@@ -6,16 +6,19 @@
 use core::time::Duration;
 
 use super::backoff;
-use super::config::Checked;
+use super::config::{Checked, Window};
+use super::window::BUCKETS;
 use crate::ratio::Ratio;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use crate::time::nanos;
+use crate::time::{Timestamp, nanos};
 
 pub(super) struct Settings {
-    /// `u32::MAX` or 0: whether calls are timed.
-    timed: AtomicU32,
+    /// Flags: what calls need.
+    needs: AtomicU32,
     failure_threshold: AtomicU32,
     window_size: AtomicU32,
+    /// One bucket of a time window in nanoseconds; 0 for a count window.
+    bucket: AtomicU64,
     min_calls: AtomicU32,
     slow_call_threshold: AtomicU64,
     cancelled_counts_after: AtomicU64,
@@ -30,15 +33,25 @@ pub(super) struct Settings {
     jitter: AtomicU64,
 }
 
+/// Calls are timed from their start.
+const START: u32 = 1;
+/// The time at a call's end is needed, if only to know where it belongs.
+const END: u32 = 2;
+/// Calls in flight are watched.
+const WATCH: u32 = 4;
+/// Recovery ends in a ramp.
+const RAMP: u32 = 8;
+
 /// Stands for a duration that never ends, and for a rule that is off.
 const OFF: u64 = u64::MAX;
 
 impl Settings {
     pub(super) fn new(checked: &Checked) -> Self {
         let settings = Self {
-            timed: AtomicU32::new(0),
+            needs: AtomicU32::new(0),
             failure_threshold: AtomicU32::new(0),
             window_size: AtomicU32::new(0),
+            bucket: AtomicU64::new(0),
             min_calls: AtomicU32::new(0),
             slow_call_threshold: AtomicU64::new(0),
             cancelled_counts_after: AtomicU64::new(0),
@@ -63,9 +76,21 @@ impl Settings {
         let slow = checked.slow_call;
         let cancelled = checked.cancelled_counts_after.map_or(OFF, nanos);
         let timed = slow.is_some() || (cancelled != OFF && cancelled != 0);
-        word(&self.timed, if timed { u32::MAX } else { 0 });
+        let (size, bucket) = match checked.window {
+            Window::Calls(size) => (size, 0),
+            Window::Span(span) => (u32::MAX, nanos(span) / BUCKETS as u64),
+        };
+        let flags = [
+            (START, timed),
+            (END, timed || bucket != 0),
+            (WATCH, slow.is_some() && checked.overdue_calls),
+            (RAMP, checked.ramp),
+        ];
+        let needs = flags.iter().filter(|(_, on)| *on);
+        word(&self.needs, needs.fold(0, |all, (flag, _)| all | flag));
         word(&self.failure_threshold, checked.failure_threshold);
-        word(&self.window_size, checked.window_size);
+        word(&self.window_size, size);
+        long(&self.bucket, bucket);
         word(&self.min_calls, checked.min_calls);
         long(
             &self.slow_call_threshold,
@@ -91,8 +116,47 @@ impl Settings {
     }
 
     #[inline]
+    fn has(&self, flag: u32) -> bool {
+        self.needs.load(Ordering::Relaxed) & flag != 0
+    }
+
+    #[inline]
     pub(super) fn is_timed(&self) -> bool {
-        self.timed.load(Ordering::Relaxed) != 0
+        self.has(START)
+    }
+
+    #[inline]
+    pub(super) fn needs_end(&self) -> bool {
+        self.has(END)
+    }
+
+    #[inline]
+    pub(super) fn watches(&self) -> bool {
+        self.has(WATCH)
+    }
+
+    pub(super) fn ramps(&self) -> bool {
+        self.has(RAMP)
+    }
+
+    /// The window as it was asked for.
+    pub(super) fn window(&self) -> Window {
+        match self.bucket.load(Ordering::Relaxed) {
+            0 => Window::Calls(self.window_size()),
+            bucket => Window::Span(Duration::from_nanos(bucket * BUCKETS as u64)),
+        }
+    }
+
+    /// The bucket of a time window that `now` falls into, counted from the clock's origin; `None` in
+    /// a count window.
+    pub(super) fn tick(&self, now: Timestamp) -> Option<u64> {
+        now.as_nanos()
+            .checked_div(self.bucket.load(Ordering::Relaxed))
+    }
+
+    /// How long a call may run before it is overdue, in nanoseconds.
+    pub(super) fn overdue_after(&self) -> u64 {
+        self.slow_call_threshold.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -100,6 +164,7 @@ impl Settings {
         self.failure_threshold.load(Ordering::Relaxed)
     }
 
+    /// How many calls a rate looks at; no limit in a time window.
     #[inline]
     pub(super) fn window_size(&self) -> u32 {
         self.window_size.load(Ordering::Relaxed)
@@ -143,6 +208,11 @@ impl Settings {
 
     pub(super) fn probe_lease(&self) -> Duration {
         duration(&self.probe_lease)
+    }
+
+    /// The longest an opening lasts.
+    pub(super) fn max_recovery_timeout(&self) -> Duration {
+        duration(&self.max_recovery_timeout)
     }
 
     /// How long the `opening`-th opening in a row lasts.

@@ -3,8 +3,9 @@
 use core::time::Duration;
 
 use super::Machine;
+use super::ramp;
 use super::state::{self, Cause, Phase, State, Word};
-use super::window::{Tally, Window};
+use super::window::Tally;
 use crate::sync::{AtomicU64, Ordering};
 use crate::time::Timestamp;
 
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub probes_in_flight: u32,
     /// Probes that succeeded since it became half-open.
     pub probe_successes: u32,
+    /// The share of calls that pass while it recovers up its ramp; `None` elsewhere.
+    pub ramp_share: Option<f64>,
     /// Calls whose outcome counted, since the last reset.
     pub calls: u64,
     /// Calls that counted as failures, since the last reset.
@@ -50,7 +53,8 @@ pub struct Snapshot {
 /// Counters that only grow, and what they were at the last reset.
 #[derive(Default)]
 pub(super) struct Totals {
-    pub(super) probes: Counter,
+    /// Calls that counted without a ticket of a window: probes, and overdue ones beyond a window.
+    pub(super) unticketed: Counter,
     pub(super) failures: Counter,
     pub(super) slow: Counter,
     pub(super) rejections: Counter,
@@ -65,8 +69,8 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    pub(super) fn add(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn add(&self, more: u64) {
+        self.count.fetch_add(more, Ordering::Relaxed);
     }
 
     fn since_reset(&self) -> u64 {
@@ -89,7 +93,7 @@ impl Machine {
         let state = self.state(now);
         let bits = self.word.load(Ordering::Acquire);
         let word = Word::unpack(bits);
-        let tally = self.tally(bits);
+        let tally = self.tally(bits, now);
         let in_a_row = self.in_a_row.load(Ordering::Relaxed);
         let consecutive_failures = if state::generation(in_a_row) == word.generation {
             in_a_row as u32
@@ -108,6 +112,7 @@ impl Machine {
             consecutive_failures,
             probes_in_flight: 0,
             probe_successes: 0,
+            ramp_share: None,
             calls: self.calls(),
             failures: self.totals.failures.since_reset(),
             slow_calls: self.totals.slow.since_reset(),
@@ -133,6 +138,12 @@ impl Machine {
                 snapshot.probes_in_flight = in_flight;
                 snapshot.probe_successes = successes;
             }
+            Phase::Ramp { stage } => {
+                let (_, opening) = self.left();
+                snapshot.cause = Some(opening.cause);
+                snapshot.openings_in_a_row = opening.in_a_row;
+                snapshot.ramp_share = Some(ramp::share(stage));
+            }
             Phase::ForcedOpen => snapshot.cause = Some(Cause::Told),
             Phase::MetricsOnly => {
                 let in_a_row = consecutive_failures >= self.settings.failure_threshold();
@@ -145,21 +156,23 @@ impl Machine {
         snapshot
     }
 
-    fn tally(&self, bits: u64) -> Tally {
-        if !state::counts(bits) {
-            return Tally::default();
+    fn tally(&self, bits: u64, now: Timestamp) -> Tally {
+        let word = Word::unpack(bits);
+        match word.phase {
+            Phase::Closed | Phase::MetricsOnly | Phase::Ramp { .. } => {
+                let window = self.windows.of(word.generation);
+                window.tally(&self.rings, word.generation, self.extent(Some(now)))
+            }
+            _ => Tally::default(),
         }
-        let generation = state::generation(bits);
-        let window = &self.windows[(generation & 1) as usize];
-        window.tally(&self.rings, generation, self.settings.window_size())
     }
 
     fn calls(&self) -> u64 {
         let at_reset = self.totals.tickets_at_reset.load(Ordering::Relaxed);
-        self.tickets().saturating_sub(at_reset) + self.totals.probes.since_reset()
+        self.tickets().saturating_sub(at_reset) + self.totals.unticketed.since_reset()
     }
 
     pub(super) fn tickets(&self) -> u64 {
-        self.windows.iter().map(Window::tickets).sum()
+        self.windows.tickets()
     }
 }

@@ -18,6 +18,15 @@ pub enum State {
 }
 
 impl State {
+    /// Every state.
+    pub const ALL: [Self; 5] = [
+        Self::Closed,
+        Self::Open,
+        Self::HalfOpen,
+        Self::Disabled,
+        Self::MetricsOnly,
+    ];
+
     /// The state's name as it is written in JSON, TOML and on screen, e.g. `half_open`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -110,7 +119,14 @@ pub(super) struct Word {
 pub(super) enum Phase {
     Closed,
     Open(Opening),
-    HalfOpen { in_flight: u32, successes: u32 },
+    HalfOpen {
+        in_flight: u32,
+        successes: u32,
+    },
+    /// Reads half-open too: a share of the calls pass, from 0 the first stage.
+    Ramp {
+        stage: u32,
+    },
     ForcedOpen,
     Disabled,
     MetricsOnly,
@@ -136,6 +152,13 @@ const IN_A_ROW_MAX: u32 = (1 << IN_A_ROW_BITS) - 1;
 const CAUSE_BITS: u32 = DETAIL_BITS - TAG_BITS - IN_A_ROW_BITS;
 
 impl Opening {
+    /// The one that a breaker may start with.
+    pub(super) const FIRST: Self = Self {
+        tag: 1,
+        in_a_row: 1,
+        cause: Cause::Told,
+    };
+
     pub(super) fn new(tag: u32, in_a_row: u32, cause: Cause) -> Self {
         Self {
             tag: tag & TAG_MASK,
@@ -161,10 +184,23 @@ impl Opening {
 }
 
 impl Word {
-    pub(super) const START: Self = Self {
-        generation: 0,
-        phase: Phase::Closed,
-    };
+    /// A breaker that has just been made.
+    pub(super) fn start(state: State) -> Self {
+        let phase = match state {
+            State::Closed => Phase::Closed,
+            State::Open => Phase::Open(Opening::FIRST),
+            State::HalfOpen => Phase::HalfOpen {
+                in_flight: 0,
+                successes: 0,
+            },
+            State::Disabled => Phase::Disabled,
+            State::MetricsOnly => Phase::MetricsOnly,
+        };
+        Self {
+            generation: 0,
+            phase,
+        }
+    }
 
     pub(super) fn next(self, phase: Phase) -> Self {
         Self {
@@ -187,6 +223,7 @@ impl Word {
             }
             Phase::Open(opening) => (4, opening.pack()),
             Phase::ForcedOpen => (5, 0),
+            Phase::Ramp { stage } => (6, u64::from(stage)),
         };
         (u64::from(self.generation) << 32) | (phase << DETAIL_BITS) | details
     }
@@ -201,6 +238,9 @@ impl Word {
                 successes: (bits & HALF_DETAIL_MASK) as u32,
             },
             4 => Phase::Open(Opening::unpack(bits)),
+            6 => Phase::Ramp {
+                stage: (bits & HALF_DETAIL_MASK) as u32,
+            },
             _ => Phase::ForcedOpen,
         };
         Self {
@@ -252,6 +292,7 @@ mod tests {
                 in_flight: 0,
                 successes: 0,
             },
+            Phase::Ramp { stage: 2 },
         ];
         let openings = Cause::ALL.map(|cause| Phase::Open(Opening::new(4095, 4095, cause)));
         for phase in phases.into_iter().chain(openings) {

@@ -1,4 +1,6 @@
-//! The outcomes of the newest calls, as rings of bits.
+//! The outcomes that rates are computed from: of the newest calls, or of the last seconds.
+//!
+//! A time window is made of buckets (see `time`); what follows is the window of the newest calls.
 //!
 //! A call takes a ticket, and its ticket picks its slot: one bit in a plane of failures and one in
 //! a plane of slow calls. A ring is a power of two long and at least as long as the window, so the
@@ -13,12 +15,17 @@
 //! whole round of the ring displaces one outcome. Two failures at the same moment in different
 //! words may each miss the other in their own look at the rate; the next failure sees both.
 
+mod time;
+
 use alloc::boxed::Box;
 use core::array;
 
+use super::config;
 use super::state::precedes;
 use crate::once_box::OnceBox;
 use crate::sync::{AtomicU64, Ordering};
+pub(super) use time::BUCKETS;
+use time::Buckets;
 
 /// The outcomes that a rate is computed from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,30 +35,48 @@ pub(super) struct Tally {
     pub(super) slow: u32,
 }
 
-/// Both windows' rings: `2^class` times 128 slots, made when a window first needs that many.
+/// Both windows' rings: `2^class` times 128 slots, made when a window first needs that many; and the
+/// buckets of time windows, made when one is asked for.
 pub(super) struct Rings {
     /// The smallest class needs no allocation of its own.
     smallest: [AtomicU64; 4 * SMALLEST / 64],
-    larger: [OnceBox<Box<[AtomicU64]>>; CLASSES - 1],
+    larger: OnceBox<Larger>,
+    timed: OnceBox<[Buckets; 2]>,
 }
+
+type Larger = [OnceBox<Box<[AtomicU64]>>; CLASSES - 1];
 
 const SMALLEST: usize = 128;
 const CLASSES: usize = 10;
+/// The class of a window that is made of buckets.
+const TIMED: u32 = 15;
 
 impl Rings {
     pub(super) fn new() -> Self {
         Self {
             smallest: array::from_fn(|_| AtomicU64::new(0)),
-            larger: array::from_fn(|_| OnceBox::new()),
+            larger: OnceBox::new(),
+            timed: OnceBox::new(),
         }
     }
 
-    /// The smallest class that holds a window of this size; its storage exists afterwards.
-    pub(super) fn class_for(&self, window_size: u32) -> u32 {
-        let slots = (window_size as usize).next_power_of_two().max(SMALLEST);
+    /// The class that such a window needs; its storage exists afterwards.
+    pub(super) fn class_for(&self, window: config::Window) -> u32 {
+        let size = match window {
+            config::Window::Calls(size) => size,
+            config::Window::Span(_) => {
+                self.timed
+                    .get_or_init(|| array::from_fn(|_| Buckets::new()));
+                return TIMED;
+            }
+        };
+        let slots = (size as usize).next_power_of_two().max(SMALLEST);
         let class = (slots / SMALLEST).trailing_zeros();
         if let Some(larger) = (class as usize).checked_sub(1) {
-            self.larger[larger].get_or_init(|| {
+            let all = self
+                .larger
+                .get_or_init(|| array::from_fn(|_| OnceBox::new()));
+            all[larger].get_or_init(|| {
                 let words = 4 * slots / 64;
                 (0..words).map(|_| AtomicU64::new(0)).collect()
             });
@@ -59,13 +84,23 @@ impl Rings {
         class
     }
 
+    fn buckets(&self, generation: u32) -> &Buckets {
+        let both = self
+            .timed
+            .get()
+            .expect("class_for made the buckets before a window names their class");
+        &both[(generation & 1) as usize]
+    }
+
     /// The plane of failures and the plane of slow calls of one window.
     #[inline]
     fn planes(&self, class: u32, window: usize) -> (&[AtomicU64], &[AtomicU64]) {
         let words: &[AtomicU64] = match (class as usize).checked_sub(1) {
             None => &self.smallest,
-            Some(larger) => self.larger[larger]
+            Some(larger) => self
+                .larger
                 .get()
+                .and_then(|all| all[larger].get())
                 .expect("class_for made the storage before a window names the class"),
         };
         let plane = words.len() / 4;
@@ -74,8 +109,29 @@ impl Rings {
     }
 }
 
-/// One of the two windows. A line of its own keeps it away from what every admission reads.
+/// Both windows, which take turns by generation. A line of their own keeps the ticket that every call
+/// takes away from what every admission reads.
 #[repr(align(64))]
+pub(super) struct Windows([Window; 2]);
+
+impl Windows {
+    /// Both empty, one of them for generation 0. A time window begins with `tick`.
+    pub(super) fn new(class: u32, tick: u64) -> Self {
+        Self([Window::new(class, tick), Window::new(class, tick)])
+    }
+
+    /// The one that counts this generation.
+    #[inline]
+    pub(super) fn of(&self, generation: u32) -> &Window {
+        &self.0[(generation & 1) as usize]
+    }
+
+    /// Tickets given out, ever.
+    pub(super) fn tickets(&self) -> u64 {
+        self.0.iter().map(Window::tickets).sum()
+    }
+}
+
 pub(super) struct Window {
     /// Tickets given out, ever.
     tickets: AtomicU64,
@@ -84,8 +140,8 @@ pub(super) struct Window {
 
 /// Which generation a window counts, and from where: generation 32 bits, class 4, full 1, base 27.
 ///
-/// `base` is the low bits of the generation's first ticket. Once the whole ring holds outcomes of
-/// the generation, `full` says so and `base` no longer matters.
+/// `base` is the low bits of the generation's first ticket, or of its first tick in a time window.
+/// Once the whole ring holds outcomes of the generation, `full` says so and `base` no longer matters.
 #[derive(Clone, Copy)]
 struct Start {
     generation: u32,
@@ -116,6 +172,15 @@ impl Start {
         }
     }
 
+    /// How many buckets, up to this tick's, belong to the generation.
+    fn buckets(self, tick: u64) -> u64 {
+        if self.full {
+            return BUCKETS as u64;
+        }
+        let age = (tick as u32).wrapping_sub(self.base) & BASE_MASK;
+        u64::from(age).saturating_add(1).min(BUCKETS as u64)
+    }
+
     /// How many outcomes of the generation the ring holds once `newest` is one of them.
     fn held(self, newest: u64) -> u32 {
         let slots = (SMALLEST as u32) << self.class;
@@ -134,12 +199,12 @@ impl Start {
 
 impl Window {
     /// An empty window for generation 0.
-    pub(super) fn new(class: u32) -> Self {
+    fn new(class: u32, tick: u64) -> Self {
         let start = Start {
             generation: 0,
             class,
             full: false,
-            base: 0,
+            base: if class == TIMED { tick as u32 } else { 0 },
         };
         Self {
             tickets: AtomicU64::new(0),
@@ -147,13 +212,13 @@ impl Window {
         }
     }
 
-    /// Tickets given out, ever.
-    pub(super) fn tickets(&self) -> u64 {
+    fn tickets(&self) -> u64 {
         self.tickets.load(Ordering::Relaxed)
     }
 
-    /// Makes an empty window for `generation`, unless it is one already or serves a later one.
-    pub(super) fn prepare(&self, generation: u32, class: u32) {
+    /// Makes an empty window for `generation`, unless it is one already or serves a later one. A time
+    /// window begins with `tick`.
+    pub(super) fn prepare(&self, generation: u32, class: u32, tick: u64) {
         loop {
             let seen = self.start.load(Ordering::Acquire);
             if !precedes((seen >> 32) as u32, generation) {
@@ -163,7 +228,11 @@ impl Window {
                 generation,
                 class,
                 full: false,
-                base: self.tickets() as u32,
+                base: if class == TIMED {
+                    tick as u32
+                } else {
+                    self.tickets() as u32
+                },
             };
             if self.replace_start(seen, fresh) {
                 return;
@@ -198,20 +267,21 @@ impl Window {
         true
     }
 
-    /// Writes one outcome, and tallies the newest `window_size` if a rate may have risen: after a
-    /// failure, after a slow call, and by the call that completes the `required` ones.
-    #[inline]
-    pub(super) fn record(
-        &self,
-        rings: &Rings,
-        call: Call,
-        window_size: u32,
-        required: u32,
-    ) -> Option<Tally> {
+    /// Writes one outcome, and tallies the newest ones if a rate may have risen: after a failure,
+    /// after a slow call, and by the call that completes the `required` ones.
+    pub(super) fn record(&self, rings: &Rings, call: Call, extent: Extent) -> Option<Tally> {
+        let Extent {
+            window_size,
+            required,
+            ..
+        } = extent;
         let seen = self.start.load(Ordering::Acquire);
         let start = Start::unpack(seen);
         if start.generation != call.generation {
             return None;
+        }
+        if start.class == TIMED {
+            return self.record_timed(rings.buckets(call.generation), call, seen, extent);
         }
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (failures, slow) = rings.planes(start.class, (call.generation & 1) as usize);
@@ -237,9 +307,45 @@ impl Window {
         None
     }
 
-    /// The tally of the newest `window_size` outcomes of `generation`.
-    pub(super) fn tally(&self, rings: &Rings, generation: u32, window_size: u32) -> Tally {
+    fn record_timed(
+        &self,
+        buckets: &Buckets,
+        call: Call,
+        seen: u64,
+        extent: Extent,
+    ) -> Option<Tally> {
+        let Extent { tick, required, .. } = extent;
+        let start = Start::unpack(seen);
+        let in_bucket = buckets.record(call, tick, &self.tickets)?;
+        if !start.full && start.buckets(tick) == BUCKETS as u64 {
+            // Losing this race is fine: the next call tries again.
+            self.replace_start(
+                seen,
+                Start {
+                    full: true,
+                    ..start
+                },
+            );
+        }
+        let bad = call.failed || call.slow;
+        if !bad && in_bucket > u64::from(required) {
+            return None;
+        }
+        let count = start.buckets(tick);
+        let tally = buckets.tally(call.generation, tick, count, self.tickets());
+        (bad || tally.calls == required).then_some(tally)
+    }
+
+    /// The tally of the newest outcomes of `generation`.
+    pub(super) fn tally(&self, rings: &Rings, generation: u32, extent: Extent) -> Tally {
+        let Extent {
+            window_size, tick, ..
+        } = extent;
         let start = Start::unpack(self.start.load(Ordering::Acquire));
+        if start.class == TIMED && start.generation == generation {
+            let (buckets, count) = (rings.buckets(generation), start.buckets(tick));
+            return buckets.tally(generation, tick, count, self.tickets());
+        }
         let Some(newest) = self.tickets().checked_sub(1) else {
             return Tally::default();
         };
@@ -250,16 +356,26 @@ impl Window {
         tally(failures, slow, newest, start.held(newest).min(window_size))
     }
 
-    /// Whether a window of this size fits the ring in use.
+    /// Whether a window of this class fits the ring in use, of whose kind it must be.
     pub(super) fn fits(&self, class: u32) -> bool {
-        class <= Start::unpack(self.start.load(Ordering::Acquire)).class
+        let used = Start::unpack(self.start.load(Ordering::Acquire)).class;
+        class <= used && (class == TIMED) == (used == TIMED)
     }
 
     /// Makes this the window of the generation after `generation`, with the newest outcomes of the
-    /// other one. No two calls of this may overlap, nor a `prepare` for the same generation.
-    pub(super) fn take_over(&self, other: &Self, rings: &Rings, generation: u32, class: u32) {
+    /// other one, where both look at the newest calls. No two calls of this may overlap, nor a `prepare` for the same generation.
+    pub(super) fn take_over(
+        &self,
+        other: &Self,
+        rings: &Rings,
+        generation: u32,
+        (class, tick): (u32, u64),
+    ) {
         let from = Start::unpack(other.start.load(Ordering::Acquire));
         let next = generation.wrapping_add(1);
+        if from.class == TIMED || class == TIMED {
+            return self.prepare(next, class, tick);
+        }
         let tickets = other.tickets();
         let held = match tickets.checked_sub(1) {
             Some(newest) if from.generation == generation => from.held(newest),
@@ -281,6 +397,17 @@ impl Window {
         };
         self.start.store(start.pack(), Ordering::Release);
     }
+}
+
+/// How far a window reaches, at the moment it is looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    /// Calls, of a count window.
+    pub(super) window_size: u32,
+    /// The bucket of now, of a time window.
+    pub(super) tick: u64,
+    /// Calls before a rate is looked at.
+    pub(super) required: u32,
 }
 
 /// One call's outcome, as a window sees it.

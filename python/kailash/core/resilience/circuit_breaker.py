@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 from weakref import WeakSet
 
 from kailash import _native
@@ -101,7 +101,10 @@ class CircuitBreakerConfig:
 
     `excluded_exceptions` count neither as success nor as failure. `is_failure` is asked about each
     result and each other exception, and answers whether it counts as a failure. `None` switches off
-    a rate, slow calls, or the counting of cancelled calls.
+    a rate, slow calls, or the counting of cancelled calls. `window="time"` makes the rates look at
+    the last `window_duration` instead of the last `window_size` calls. With `overdue_calls_enabled` a
+    call counts as slow while it still runs; with `ramp_enabled` a growing share of the calls passes
+    before the breaker closes.
     """
 
     failure_threshold: int = 5
@@ -121,6 +124,11 @@ class CircuitBreakerConfig:
     max_recovery_timeout: float = 600.0
     cancelled_counts_after: float | None = 1.0
     is_failure: Callable[[Any], bool] | None = None
+    window: Literal["count", "time"] = "count"
+    window_duration: float = 60.0
+    overdue_calls_enabled: bool = False
+    ramp_enabled: bool = False
+    initial_state: CircuitState = CircuitState.CLOSED
 
     def __post_init__(self) -> None:
         excluded = self.excluded_exceptions
@@ -135,6 +143,7 @@ class CircuitBreakerConfig:
         if self.is_failure is not None and not callable(self.is_failure):
             raise ConfigTypeError("is_failure", self.is_failure, "a function or None")
         _native.check_circuit_breaker_config(self)
+        object.__setattr__(self, "initial_state", CircuitState(self.initial_state))
 
 
 _FIELDS = tuple(each.name for each in fields(CircuitBreakerConfig))
@@ -264,6 +273,7 @@ class CircuitBreaker:
         config["excluded_exceptions"] = [
             each.__qualname__ for each in self._config.excluded_exceptions
         ]
+        config["initial_state"] = self._config.initial_state.value
         config["is_failure"] = self._is_failure and repr(self._is_failure)
         return {
             "name": self.name,
