@@ -412,13 +412,10 @@ impl Machine {
                 Phase::HalfOpen { .. } => {
                     let verdict = match outcome {
                         Outcome::Success => self.end_probe(word.generation, true, 0, Some(now)),
-                        Outcome::Failure | Outcome::RetryAfter(_) => {
-                            self.totals.failures.add(1);
-                            Verdict::Trip(Trip {
-                                wait: outcome.retry_after(),
-                                ..trip(word.generation, Cause::ProbeFailed)
-                            })
-                        }
+                        Outcome::Failure | Outcome::RetryAfter(_) => Verdict::Trip(Trip {
+                            wait: outcome.retry_after(),
+                            ..trip(word.generation, Cause::ProbeFailed)
+                        }),
                         Outcome::Ignored | Outcome::Cancelled => Verdict::Unchanged,
                     };
                     return (verdict, news);
@@ -546,17 +543,11 @@ impl Machine {
                 self.end_probe(permit.generation, false, 1, now)
             }
             Outcome::Success if self.settings.is_slow(ran) => {
-                self.totals.slow.add(1);
-                self.totals.unticketed.add(1);
                 Verdict::Trip(failed(Cause::ProbeSlow))
             }
             Outcome::Success => self.end_probe(permit.generation, true, 1, now),
             // It stays counted as in flight: the transition that follows ends its generation.
-            Outcome::Failure | Outcome::RetryAfter(_) => {
-                self.totals.failures.add(1);
-                self.totals.unticketed.add(1);
-                Verdict::Trip(failed(Cause::ProbeFailed))
-            }
+            Outcome::Failure | Outcome::RetryAfter(_) => Verdict::Trip(failed(Cause::ProbeFailed)),
         }
     }
 
@@ -633,6 +624,7 @@ impl Machine {
             };
             let until = self.install(open.pack(), opening, at + wait);
             self.totals.openings.add(1);
+            self.count_failed_probe(trip.cause);
             return Some(Transition {
                 from,
                 to: State::Open,
@@ -642,6 +634,17 @@ impl Machine {
                 wait: (until != Timestamp::NEVER).then(|| until.since(at)),
             });
         }
+    }
+
+    /// A probe that fails counts once it has opened the breaker: then it was not late.
+    fn count_failed_probe(&self, cause: Cause) {
+        let counter = match cause {
+            Cause::ProbeFailed | Cause::ProbeLapsed => &self.totals.failures,
+            Cause::ProbeSlow => &self.totals.slow,
+            _ => return,
+        };
+        counter.add(1);
+        self.totals.unticketed.add(1);
     }
 
     /// Carries out what time alone has brought about: a probe whose lease is over.
