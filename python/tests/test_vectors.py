@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kailash import _native
-from kailash.core.resilience.bulkhead import BulkheadFullError, PartitionConfig, PartitionType
+from kailash.core.resilience.bulkhead import (
+    BulkheadFullError,
+    BulkheadPartition,
+    PartitionConfig,
+    PartitionType,
+)
 from kailash.core.resilience.circuit_breaker import (
     CircuitBreaker,
     CircuitBreakerConfig,
@@ -34,10 +43,11 @@ def vectors(feature: str) -> list[Any]:
 # ------------------------------------------------------------------ circuit breaker
 
 
-def cases() -> Iterator[Any]:
-    for file in vectors("circuit_breaker"):
-        for case in file.values[0]:
-            yield pytest.param(case, id=case["name"])
+def cases(feature: str) -> list[Any]:
+    files = sorted((VECTORS / feature).glob("*.json"))
+    every = [case for file in files for case in json.loads(file.read_text())]
+    assert len(every) >= 19, f"no cases of {feature}"
+    return [pytest.param(case, id=case["name"]) for case in every]
 
 
 class Breaker:
@@ -101,7 +111,7 @@ class Breaker:
             assert str(seen[name]) == expected
 
 
-@pytest.mark.parametrize("case", list(cases()))
+@pytest.mark.parametrize("case", cases("circuit_breaker"))
 def test_circuit_breaker(case: dict[str, Any]) -> None:
     run = Breaker(case["config"])
     for place, word in enumerate(case["script"].split(), 1):
@@ -109,6 +119,214 @@ def test_circuit_breaker(case: dict[str, Any]) -> None:
             run.step(word)
         except AssertionError as error:
             raise AssertionError(f"word {place} ({word}): {error}") from None
+
+
+# ------------------------------------------------------------------ a circuit breaker among other layers
+
+
+class Overloaded(Exception):
+    """What a refusal by the partition becomes where the breaker is to count it."""
+
+
+class Failed(Exception):
+    """What the work of a call raises."""
+
+
+class Layers:
+    """A breaker on a clock of the test's, around a partition and a timeout, inside retries."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.clock = ManualClock()
+        counts = case.get("counts", {})
+        self.counts_full = counts.get("full") == "failure"
+        excluded = [TimeoutError] if counts.get("timeout") == "ignored" else []
+        config = CircuitBreakerConfig(
+            jitter_enabled=False, excluded_exceptions=excluded, **case["breaker"]
+        )
+        self.breaker = CircuitBreaker(config, clock=self.clock)
+        settings = case.get("partition")
+        self.partition = settings and BulkheadPartition(
+            PartitionConfig(name="vector", partition_type=PartitionType.CUSTOM, **settings)
+        )
+        self.timeout = case.get("timeout")
+        self.retries = {"attempts": 1, "delay": 0, "refusals": False, **case.get("retries", {})}
+        self.attempt = self.breaker(self.within)
+        self.attempt_blocking = self.breaker(self.within_blocking)
+
+    async def within(self, work: Callable[[], Any]) -> None:
+        try:
+            async with self.partition or nullcontext():
+                await work()
+        except BulkheadFullError:
+            if self.counts_full:
+                raise Overloaded from None
+            raise
+
+    def within_blocking(self, work: Callable[[], Any]) -> None:
+        try:
+            with self.partition or nullcontext():
+                work()
+        except BulkheadFullError:
+            if self.counts_full:
+                raise Overloaded from None
+            raise
+
+    async def work(self, letter: str) -> None:
+        if letter == "F":
+            raise Failed
+        if letter == "T":
+            # The timeout is over at once, by a clock that says how long it took.
+            self.clock.advance(self.timeout)
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        assert letter == "S", f"an attempt ran that was to be {letter!r}"
+
+    async def call(self, letters: str) -> str:
+        """One call whose attempts' work ends as the letters say; what the attempts came to."""
+        came_to = ""
+        while len(came_to) < self.retries["attempts"]:
+            if came_to:
+                self.clock.advance(self.retries["delay"])
+            expected = letters[len(came_to) : len(came_to) + 1]
+            came_to += await outcome(self.attempt(lambda: self.work(expected)))
+            again = "FTO" if self.retries["refusals"] else "FT"
+            if came_to[-1] not in again:
+                break
+        return came_to
+
+    def expect(self, what: str, expected: str) -> None:
+        seen = self.breaker._native.snapshot()
+        names = {"": "state", "calls": "total_calls", "failures": "failed_calls"}
+        assert str(seen[names.get(what, "rejected_calls")]) == expected
+
+
+def letter(error: BaseException | None) -> str:
+    known = [
+        (type(None), "S"),
+        (Failed, "F"),
+        (TimeoutError, "T"),
+        ((BulkheadFullError, Overloaded), "B"),
+        (CircuitBreakerError, "O"),
+        (asyncio.CancelledError, "C"),
+    ]
+    for kind, name in known:
+        if isinstance(error, kind):
+            return name
+    raise AssertionError(error)
+
+
+async def outcome(call: Any) -> str:
+    try:
+        await call
+    except Exception as error:
+        return letter(error)
+    return letter(None)
+
+
+class Tasks:
+    """Calls as tasks of a loop."""
+
+    def __init__(self, layers: Layers) -> None:
+        self.layers = layers
+        self.calls: dict[str, tuple[asyncio.Task[None], asyncio.Future[str]]] = {}
+        self.running: set[str] = set()
+
+    async def begin(self, call: str, waits: bool) -> None:
+        end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def work() -> None:
+            self.running.add(call)
+            await self.layers.work(await end)
+
+        task = asyncio.ensure_future(self.layers.attempt(work))
+        self.calls[call] = task, end
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not task.done() and (call not in self.running) == waits
+
+    async def end(self, call: str, how: str) -> None:
+        task, end = self.calls.pop(call)
+        if how == "C":
+            task.cancel()
+        else:
+            await until(lambda: call in self.running)
+            end.set_result(how)
+        await asyncio.wait([task])
+        assert letter(asyncio.CancelledError() if task.cancelled() else task.exception()) == how
+
+    async def make(self, letters: str) -> str:
+        return await self.layers.call(letters)
+
+
+class Threads:
+    """Calls as threads."""
+
+    def __init__(self, layers: Layers) -> None:
+        self.layers = layers
+        self.calls: dict[str, tuple[Future[str], queue.Queue[str]]] = {}
+        self.pool = ThreadPoolExecutor(4)
+
+    def blocking(self, work: Callable[[], str]) -> str:
+        def end() -> None:
+            how = work()
+            if how == "F":
+                raise Failed
+            assert how == "S", how
+
+        try:
+            self.layers.attempt_blocking(end)
+        except Exception as error:
+            return letter(error)
+        return letter(None)
+
+    async def begin(self, call: str, waits: bool) -> None:
+        begun, end = threading.Event(), queue.Queue[str]()
+
+        def work() -> str:
+            begun.set()
+            return end.get(timeout=20)
+
+        self.calls[call] = self.pool.submit(self.blocking, work), end
+        assert begun.wait(20)
+
+    async def end(self, call: str, how: str) -> None:
+        thread, end = self.calls.pop(call)
+        end.put(how)
+        assert thread.result(20) == how
+
+    async def make(self, letters: str) -> str:
+        return self.blocking(lambda: letters)
+
+
+async def check_layers(layers: Layers, calls: Tasks | Threads, script: str) -> None:
+    for place, word in enumerate(script.split(), 1):
+        try:
+            if word[0] == "w":
+                layers.clock.advance(float(word[1:]))
+            elif word[0] in "(?":
+                await calls.begin(word[1:], word[0] == "?")
+            elif ")" in word:
+                await calls.end(*word.split(")"))
+            elif word == "+F":
+                layers.breaker.record_failure()
+            elif "=" in word:
+                layers.expect(*word.split("="))
+            else:
+                assert await calls.make(word) == word
+        except AssertionError as error:
+            raise AssertionError(f"word {place} ({word}): {error}") from error
+
+
+@pytest.mark.parametrize("case", cases("circuit_breaker_layers"))
+async def test_circuit_breaker_layers(case: dict[str, Any]) -> None:
+    layers = Layers(case)
+    await check_layers(layers, Tasks(layers), case["script"])
+    waits = case.get("partition", {}).get("queue_size") or "timeout" in case or "retries" in case
+    if not waits:
+        layers = Layers(case)
+        calls = Threads(layers)
+        with calls.pool:
+            await check_layers(layers, calls, case["script"])
 
 
 # ------------------------------------------------------------------ bulkhead
