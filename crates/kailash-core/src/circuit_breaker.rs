@@ -36,6 +36,7 @@ mod order;
 mod overdue;
 mod probe;
 mod ramp;
+mod refusal;
 mod settings;
 mod snapshot;
 mod state;
@@ -44,7 +45,7 @@ mod window;
 use call::Role;
 pub use call::{News, Outcome, Permit, Rejected, Transition, Trip, Verdict};
 pub use config::{Config, WindowKind};
-pub use snapshot::Snapshot;
+pub use snapshot::{Counts, Snapshot};
 pub use state::{Cause, State};
 
 use crate::config::ConfigError;
@@ -80,15 +81,20 @@ use window::{Call, Extent, Rings, Tally, Windows};
 /// assert_eq!(machine.state(now + Duration::from_secs(60)), State::HalfOpen);
 /// # Ok::<(), kailash_core::config::ConfigError>(())
 /// ```
+///
+/// The fields stand in this order in memory. What each call reads comes first, what each call writes
+/// comes last, and what calls hardly touch lies between, a cache line long: so writers do not take
+/// the readers' line away, and a million breakers need no padding for it.
+#[repr(C)]
 pub struct Machine {
     word: AtomicU64,
+    rings: Rings,
+    settings: Settings,
     /// The newest opening's deadline, under the tag that the state word names it by.
     until: AtomicU64,
     /// The generation of the newest opening that was left for half-open, and the opening.
     left: AtomicU64,
-    settings: Settings,
     leases: Leases,
-    rings: Rings,
     totals: Totals,
     /// Failures in a row under their generation: generation 32 bits, failures 32.
     in_a_row: AtomicU64,
@@ -113,11 +119,11 @@ impl Machine {
         };
         Ok(Self {
             word: AtomicU64::new(Word::start(config.initial_state).pack()),
+            rings,
+            settings: Settings::new(&checked),
             until: AtomicU64::new(0),
             left: AtomicU64::new(left),
-            settings: Settings::new(&checked),
             leases,
-            rings,
             totals: Totals::default(),
             in_a_row: AtomicU64::new(0),
             overdue: OnceBox::new(),

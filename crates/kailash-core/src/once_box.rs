@@ -62,6 +62,12 @@ impl<T: Send + Sync> OnceBox<T> {
     }
 }
 
+impl<T: Send + Sync> Default for OnceBox<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Drop for OnceBox<T> {
     fn drop(&mut self) {
         let value = self.value.load(Ordering::Acquire);

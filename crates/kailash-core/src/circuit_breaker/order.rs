@@ -43,18 +43,7 @@ impl Machine {
     /// Closes the breaker from any state and forgets all counts.
     pub fn reset(&self, now: Timestamp) -> Option<Transition> {
         let news = self.go(Phase::Closed, now, |_| true);
-        let totals = &self.totals;
-        for counter in [
-            &totals.unticketed,
-            &totals.failures,
-            &totals.slow,
-            &totals.rejections,
-            &totals.openings,
-        ] {
-            counter.reset();
-        }
-        let tickets = self.tickets();
-        totals.tickets_at_reset.store(tickets, Ordering::Relaxed);
+        self.reset_counts();
         news.filter(|news| news.from != State::Closed)
     }
 

@@ -12,6 +12,8 @@ use crate::ratio::Ratio;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::time::{Timestamp, nanos};
 
+/// What calls read comes first, see [`Machine`](super::Machine).
+#[repr(C)]
 pub(super) struct Settings {
     /// Flags: what calls need.
     needs: AtomicU32,

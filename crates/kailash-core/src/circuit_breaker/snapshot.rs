@@ -6,6 +6,7 @@ use super::Machine;
 use super::ramp;
 use super::state::{self, Cause, Phase, State, Word};
 use super::window::Tally;
+use crate::once_box::OnceBox;
 use crate::sync::{AtomicU64, Ordering};
 use crate::time::Timestamp;
 
@@ -50,6 +51,22 @@ pub struct Snapshot {
     pub would_open: Option<Cause>,
 }
 
+/// What a breaker has counted since it was made. No reset sets it back, so that a metric may show
+/// it as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Calls whose outcome counted.
+    pub calls: u64,
+    /// Calls that counted as failures.
+    pub failures: u64,
+    /// Calls that counted as slow.
+    pub slow_calls: u64,
+    /// Calls that were refused.
+    pub rejections: u64,
+    /// Openings, forced ones too.
+    pub openings: u64,
+}
+
 /// Counters that only grow, and what they were at the last reset.
 #[derive(Default)]
 pub(super) struct Totals {
@@ -59,28 +76,29 @@ pub(super) struct Totals {
     pub(super) slow: Counter,
     pub(super) rejections: Counter,
     pub(super) openings: Counter,
-    pub(super) tickets_at_reset: AtomicU64,
+    /// Made by the first reset, which most breakers never see.
+    at_reset: OnceBox<AtReset>,
 }
 
 #[derive(Default)]
-pub(super) struct Counter {
-    count: AtomicU64,
-    at_reset: AtomicU64,
+struct AtReset {
+    calls: AtomicU64,
+    failures: AtomicU64,
+    slow_calls: AtomicU64,
+    rejections: AtomicU64,
+    openings: AtomicU64,
 }
+
+#[derive(Default)]
+pub(super) struct Counter(AtomicU64);
 
 impl Counter {
     pub(super) fn add(&self, more: u64) {
-        self.count.fetch_add(more, Ordering::Relaxed);
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    fn since_reset(&self) -> u64 {
-        let at_reset = self.at_reset.load(Ordering::Relaxed);
-        self.count.load(Ordering::Relaxed).saturating_sub(at_reset)
-    }
-
-    pub(super) fn reset(&self) {
-        let count = self.count.load(Ordering::Relaxed);
-        self.at_reset.store(count, Ordering::Relaxed);
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -100,6 +118,7 @@ impl Machine {
         } else {
             0
         };
+        let counts = self.counts_since_reset();
         let mut snapshot = Snapshot {
             state,
             forced: word.phase == Phase::ForcedOpen,
@@ -113,11 +132,11 @@ impl Machine {
             probes_in_flight: 0,
             probe_successes: 0,
             ramp_share: None,
-            calls: self.calls(),
-            failures: self.totals.failures.since_reset(),
-            slow_calls: self.totals.slow.since_reset(),
-            rejections: self.totals.rejections.since_reset(),
-            openings: self.totals.openings.since_reset(),
+            calls: counts.calls,
+            failures: counts.failures,
+            slow_calls: counts.slow_calls,
+            rejections: counts.rejections,
+            openings: counts.openings,
             would_open: None,
         };
         match word.phase {
@@ -167,12 +186,47 @@ impl Machine {
         }
     }
 
-    fn calls(&self) -> u64 {
-        let at_reset = self.totals.tickets_at_reset.load(Ordering::Relaxed);
-        self.tickets().saturating_sub(at_reset) + self.totals.unticketed.since_reset()
+    /// What it has counted since it was made.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            calls: self.windows.tickets() + self.totals.unticketed.count(),
+            failures: self.totals.failures.count(),
+            slow_calls: self.totals.slow.count(),
+            rejections: self.totals.rejections.count(),
+            openings: self.totals.openings.count(),
+        }
     }
 
-    pub(super) fn tickets(&self) -> u64 {
-        self.windows.tickets()
+    fn counts_since_reset(&self) -> Counts {
+        let counts = self.counts();
+        let Some(at_reset) = self.totals.at_reset.get() else {
+            return counts;
+        };
+        let since = |count: u64, at_reset: &AtomicU64| {
+            count.saturating_sub(at_reset.load(Ordering::Relaxed))
+        };
+        Counts {
+            calls: since(counts.calls, &at_reset.calls),
+            failures: since(counts.failures, &at_reset.failures),
+            slow_calls: since(counts.slow_calls, &at_reset.slow_calls),
+            rejections: since(counts.rejections, &at_reset.rejections),
+            openings: since(counts.openings, &at_reset.openings),
+        }
+    }
+
+    /// Has snapshots count from here.
+    pub(super) fn reset_counts(&self) {
+        let counts = self.counts();
+        let at_reset = self.totals.at_reset.get_or_init(AtReset::default);
+        for (place, count) in [
+            (&at_reset.calls, counts.calls),
+            (&at_reset.failures, counts.failures),
+            (&at_reset.slow_calls, counts.slow_calls),
+            (&at_reset.rejections, counts.rejections),
+            (&at_reset.openings, counts.openings),
+        ] {
+            place.store(count, Ordering::Relaxed);
+        }
     }
 }

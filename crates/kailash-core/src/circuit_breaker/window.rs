@@ -40,6 +40,7 @@ pub(super) struct Tally {
 pub(super) struct Rings {
     /// The smallest class needs no allocation of its own.
     smallest: [AtomicU64; 4 * SMALLEST / 64],
+    /// Few breakers have a larger window: for the others it is one word.
     larger: OnceBox<Larger>,
     timed: OnceBox<[Buckets; 2]>,
 }
@@ -73,10 +74,10 @@ impl Rings {
         let slots = (size as usize).next_power_of_two().max(SMALLEST);
         let class = (slots / SMALLEST).trailing_zeros();
         if let Some(larger) = (class as usize).checked_sub(1) {
-            let all = self
+            let rings = self
                 .larger
                 .get_or_init(|| array::from_fn(|_| OnceBox::new()));
-            all[larger].get_or_init(|| {
+            rings[larger].get_or_init(|| {
                 let words = 4 * slots / 64;
                 (0..words).map(|_| AtomicU64::new(0)).collect()
             });
@@ -100,7 +101,7 @@ impl Rings {
             Some(larger) => self
                 .larger
                 .get()
-                .and_then(|all| all[larger].get())
+                .and_then(|rings| rings[larger].get())
                 .expect("class_for made the storage before a window names the class"),
         };
         let plane = words.len() / 4;
@@ -109,9 +110,7 @@ impl Rings {
     }
 }
 
-/// Both windows, which take turns by generation. A line of their own keeps the ticket that every call
-/// takes away from what every admission reads.
-#[repr(align(64))]
+/// Both windows, which take turns by generation.
 pub(super) struct Windows([Window; 2]);
 
 impl Windows {
