@@ -57,7 +57,7 @@ use probe::{Leases, Stamp};
 use settings::Settings;
 use snapshot::Totals;
 use state::{Opening, Phase, Word};
-use window::{Call, Extent, Rings, Tally, Windows};
+use window::{Call, Extent, Rings, Starts, Tally, Tickets, Window};
 
 /// One circuit breaker.
 ///
@@ -88,6 +88,9 @@ use window::{Call, Extent, Rings, Tally, Windows};
 #[repr(C)]
 pub struct Machine {
     word: AtomicU64,
+    /// Failures in a row under their generation: generation 32 bits, failures 32.
+    in_a_row: AtomicU64,
+    starts: Starts,
     rings: Rings,
     settings: Settings,
     /// The newest opening's deadline, under the tag that the state word names it by.
@@ -96,11 +99,9 @@ pub struct Machine {
     left: AtomicU64,
     leases: Leases,
     totals: Totals,
-    /// Failures in a row under their generation: generation 32 bits, failures 32.
-    in_a_row: AtomicU64,
     /// Made when calls are first watched.
     overdue: OnceBox<Overdue>,
-    windows: Windows,
+    tickets: Tickets,
 }
 
 impl Machine {
@@ -119,16 +120,16 @@ impl Machine {
         };
         Ok(Self {
             word: AtomicU64::new(Word::start(config.initial_state).pack()),
+            in_a_row: AtomicU64::new(0),
+            starts: Starts::new(class),
             rings,
             settings: Settings::new(&checked),
             until: AtomicU64::new(0),
             left: AtomicU64::new(left),
             leases,
             totals: Totals::default(),
-            in_a_row: AtomicU64::new(0),
             overdue: OnceBox::new(),
-            // A time window that begins at the clock's origin only reaches back to empty buckets.
-            windows: Windows::new(class, 0),
+            tickets: Tickets::new(),
         })
     }
 
@@ -210,12 +211,12 @@ impl Machine {
         // More than a window would only push each other out of it, or make this caller wait.
         let counted = calls.min(extent.window_size).min(1 << 16);
         self.totals.unticketed.add(u64::from(calls - counted));
-        let window = self.windows.of(generation);
-        let tallies = (0..counted).map(|_| window.record(&self.rings, call, extent));
-        let cause = tallies
-            .last()
-            .flatten()
-            .and_then(|tally| self.rate_reached(tally));
+        let window = self.window(generation);
+        let mut tally = None;
+        for _ in 0..counted {
+            tally = window.record(call, extent);
+        }
+        let cause = tally.and_then(|tally| self.rate_reached(tally));
         self.verdict(bits, cause)
     }
 
@@ -226,6 +227,11 @@ impl Machine {
             tick: self.tick(now),
             required: self.settings.min_calls(),
         }
+    }
+
+    #[inline]
+    fn window(&self, generation: u32) -> Window<'_> {
+        Window::of(generation, &self.starts, &self.tickets, &self.rings)
     }
 
     fn tick(&self, now: Timestamp) -> u64 {
@@ -335,10 +341,7 @@ impl Machine {
             if generation == permit.generation
                 && state::counts(bits)
                 && (in_a_row as u32 == 0 || state::generation(in_a_row) != generation)
-                && self
-                    .windows
-                    .of(generation)
-                    .record_good(&self.rings, generation)
+                && self.window(generation).record_good(generation)
             {
                 return Verdict::Unchanged;
             }
@@ -445,8 +448,8 @@ impl Machine {
             failed,
             slow,
         };
-        let window = self.windows.of(generation);
-        let tally = window.record(&self.rings, call, self.extent(now));
+        let window = self.window(generation);
+        let tally = window.record(call, self.extent(now));
         let rate = || tally.and_then(|tally| self.rate_reached(tally));
         self.verdict(bits, in_a_row.or_else(rate))
     }
@@ -719,7 +722,7 @@ impl Machine {
         let next = word.next(phase);
         let class = self.rings.class_for(self.settings.window());
         let tick = self.tick(now.unwrap_or(Timestamp::ZERO));
-        let window = self.windows.of(next.generation);
+        let window = self.window(next.generation);
         window.prepare(next.generation, class, tick);
         self.replace(bits, next)
     }

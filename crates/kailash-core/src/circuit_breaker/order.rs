@@ -67,13 +67,13 @@ impl Machine {
         loop {
             let bits = self.word.load(Ordering::Acquire);
             let generation = state::generation(bits);
-            let current = self.windows.of(generation);
-            let next = self.windows.of(generation.wrapping_add(1));
+            let current = self.window(generation);
+            let next = self.window(generation.wrapping_add(1));
             if !state::counts(bits) || (current.fits(class) && !other_span) {
                 break;
             }
             let tick = self.tick(now);
-            next.take_over(current, &self.rings, generation, (class, tick));
+            next.take_over(&current, generation, (class, tick));
             let word = Word::unpack(bits);
             if self.replace(bits, word.next(word.phase)) {
                 self.carry_failures_in_a_row(generation);

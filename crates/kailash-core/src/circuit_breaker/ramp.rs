@@ -38,8 +38,8 @@ impl Machine {
             return Verdict::Unchanged;
         };
         let extent = self.extent(now);
-        let window = self.windows.of(word.generation);
-        let seen = window.tally(&self.rings, word.generation, extent).calls;
+        let window = self.window(word.generation);
+        let seen = window.tally(word.generation, extent).calls;
         if seen < extent.required {
             return Verdict::Unchanged;
         }

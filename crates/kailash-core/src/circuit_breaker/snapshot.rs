@@ -179,8 +179,8 @@ impl Machine {
         let word = Word::unpack(bits);
         match word.phase {
             Phase::Closed | Phase::MetricsOnly | Phase::Ramp { .. } => {
-                let window = self.windows.of(word.generation);
-                window.tally(&self.rings, word.generation, self.extent(Some(now)))
+                let window = self.window(word.generation);
+                window.tally(word.generation, self.extent(Some(now)))
             }
             _ => Tally::default(),
         }
@@ -190,7 +190,7 @@ impl Machine {
     #[must_use]
     pub fn counts(&self) -> Counts {
         Counts {
-            calls: self.windows.tickets() + self.totals.unticketed.count(),
+            calls: self.tickets.given() + self.totals.unticketed.count(),
             failures: self.totals.failures.count(),
             slow_calls: self.totals.slow.count(),
             rejections: self.totals.rejections.count(),

@@ -110,31 +110,43 @@ impl Rings {
     }
 }
 
-/// Both windows, which take turns by generation.
-pub(super) struct Windows([Window; 2]);
+/// What both windows began with. Apart from the tickets, so that calls which only look at it do not
+/// wait for those which take one.
+pub(super) struct Starts([AtomicU64; 2]);
 
-impl Windows {
-    /// Both empty, one of them for generation 0. A time window begins with `tick`.
-    pub(super) fn new(class: u32, tick: u64) -> Self {
-        Self([Window::new(class, tick), Window::new(class, tick)])
-    }
+/// The tickets that both windows have given out, ever.
+pub(super) struct Tickets([AtomicU64; 2]);
 
-    /// The one that counts this generation.
-    #[inline]
-    pub(super) fn of(&self, generation: u32) -> &Window {
-        &self.0[(generation & 1) as usize]
-    }
-
-    /// Tickets given out, ever.
-    pub(super) fn tickets(&self) -> u64 {
-        self.0.iter().map(Window::tickets).sum()
+impl Starts {
+    /// Both windows empty, one of them for generation 0. A time window begins with tick 0.
+    pub(super) fn new(class: u32) -> Self {
+        let start = Start {
+            generation: 0,
+            class,
+            full: false,
+            base: 0,
+        };
+        Self(array::from_fn(|_| AtomicU64::new(start.pack())))
     }
 }
 
-pub(super) struct Window {
-    /// Tickets given out, ever.
-    tickets: AtomicU64,
-    start: AtomicU64,
+impl Tickets {
+    pub(super) fn new() -> Self {
+        Self(array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    pub(super) fn given(&self) -> u64 {
+        let given = self.0.iter().map(|tickets| tickets.load(Ordering::Relaxed));
+        given.sum()
+    }
+}
+
+/// One of the two windows.
+#[derive(Clone, Copy)]
+pub(super) struct Window<'a> {
+    start: &'a AtomicU64,
+    tickets: &'a AtomicU64,
+    rings: &'a Rings,
 }
 
 /// Which generation a window counts, and from where: generation 32 bits, class 4, full 1, base 27.
@@ -196,18 +208,20 @@ impl Start {
     }
 }
 
-impl Window {
-    /// An empty window for generation 0.
-    fn new(class: u32, tick: u64) -> Self {
-        let start = Start {
-            generation: 0,
-            class,
-            full: false,
-            base: if class == TIMED { tick as u32 } else { 0 },
-        };
+impl<'a> Window<'a> {
+    /// The one that counts this generation.
+    #[inline]
+    pub(super) fn of(
+        generation: u32,
+        starts: &'a Starts,
+        tickets: &'a Tickets,
+        rings: &'a Rings,
+    ) -> Self {
+        let parity = (generation & 1) as usize;
         Self {
-            tickets: AtomicU64::new(0),
-            start: AtomicU64::new(start.pack()),
+            start: &starts.0[parity],
+            tickets: &tickets.0[parity],
+            rings,
         }
     }
 
@@ -248,7 +262,7 @@ impl Window {
     /// Counts one call that was neither failed nor slow, where that needs no look at a rate and no
     /// larger ring: in a full window of the smallest class. Answers whether it did.
     #[inline]
-    pub(super) fn record_good(&self, rings: &Rings, generation: u32) -> bool {
+    pub(super) fn record_good(&self, generation: u32) -> bool {
         let start = self.start.load(Ordering::Acquire);
         if (start >> 32) as u32 != generation || start as u32 >> BASE_BITS != 1 {
             return false;
@@ -256,10 +270,10 @@ impl Window {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let slot = ticket as usize & (SMALLEST - 1);
         let failures = (generation & 1) as usize * 4 + slot / 64;
-        let [failed, slow] = [failures, failures + 2].map(|word| &rings.smallest[word]);
+        let [failed, slow] = [failures, failures + 2].map(|word| &self.rings.smallest[word]);
         let both = failed.load(Ordering::Relaxed) | slow.load(Ordering::Relaxed);
         if both & (1 << (slot % 64)) != 0 {
-            let (failures, slow) = rings.planes(0, (generation & 1) as usize);
+            let (failures, slow) = self.rings.planes(0, (generation & 1) as usize);
             write(failures, ticket, false);
             write(slow, ticket, false);
         }
@@ -268,7 +282,7 @@ impl Window {
 
     /// Writes one outcome, and tallies the newest ones if a rate may have risen: after a failure,
     /// after a slow call, and by the call that completes the `required` ones.
-    pub(super) fn record(&self, rings: &Rings, call: Call, extent: Extent) -> Option<Tally> {
+    pub(super) fn record(&self, call: Call, extent: Extent) -> Option<Tally> {
         let Extent {
             window_size,
             required,
@@ -280,10 +294,12 @@ impl Window {
             return None;
         }
         if start.class == TIMED {
-            return self.record_timed(rings.buckets(call.generation), call, seen, extent);
+            return self.record_timed(self.rings.buckets(call.generation), call, seen, extent);
         }
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
-        let (failures, slow) = rings.planes(start.class, (call.generation & 1) as usize);
+        let (failures, slow) = self
+            .rings
+            .planes(start.class, (call.generation & 1) as usize);
         write(failures, ticket, call.failed);
         write(slow, ticket, call.slow);
         if start.full && !call.failed && !call.slow {
@@ -315,7 +331,7 @@ impl Window {
     ) -> Option<Tally> {
         let Extent { tick, required, .. } = extent;
         let start = Start::unpack(seen);
-        let in_bucket = buckets.record(call, tick, &self.tickets)?;
+        let in_bucket = buckets.record(call, tick, self.tickets)?;
         if !start.full && start.buckets(tick) == BUCKETS as u64 {
             // Losing this race is fine: the next call tries again.
             self.replace_start(
@@ -336,13 +352,13 @@ impl Window {
     }
 
     /// The tally of the newest outcomes of `generation`.
-    pub(super) fn tally(&self, rings: &Rings, generation: u32, extent: Extent) -> Tally {
+    pub(super) fn tally(&self, generation: u32, extent: Extent) -> Tally {
         let Extent {
             window_size, tick, ..
         } = extent;
         let start = Start::unpack(self.start.load(Ordering::Acquire));
         if start.class == TIMED && start.generation == generation {
-            let (buckets, count) = (rings.buckets(generation), start.buckets(tick));
+            let (buckets, count) = (self.rings.buckets(generation), start.buckets(tick));
             return buckets.tally(generation, tick, count, self.tickets());
         }
         let Some(newest) = self.tickets().checked_sub(1) else {
@@ -351,7 +367,7 @@ impl Window {
         if start.generation != generation {
             return Tally::default();
         }
-        let (failures, slow) = rings.planes(start.class, (generation & 1) as usize);
+        let (failures, slow) = self.rings.planes(start.class, (generation & 1) as usize);
         tally(failures, slow, newest, start.held(newest).min(window_size))
     }
 
@@ -363,13 +379,7 @@ impl Window {
 
     /// Makes this the window of the generation after `generation`, with the newest outcomes of the
     /// other one, where both look at the newest calls. No two calls of this may overlap, nor a `prepare` for the same generation.
-    pub(super) fn take_over(
-        &self,
-        other: &Self,
-        rings: &Rings,
-        generation: u32,
-        (class, tick): (u32, u64),
-    ) {
+    pub(super) fn take_over(&self, other: &Self, generation: u32, (class, tick): (u32, u64)) {
         let from = Start::unpack(other.start.load(Ordering::Acquire));
         let next = generation.wrapping_add(1);
         if from.class == TIMED || class == TIMED {
@@ -380,8 +390,8 @@ impl Window {
             Some(newest) if from.generation == generation => from.held(newest),
             _ => 0,
         };
-        let (old_failures, old_slow) = rings.planes(from.class, (generation & 1) as usize);
-        let (failures, slow) = rings.planes(class, (next & 1) as usize);
+        let (old_failures, old_slow) = self.rings.planes(from.class, (generation & 1) as usize);
+        let (failures, slow) = self.rings.planes(class, (next & 1) as usize);
         let base = self.tickets.fetch_add(u64::from(held), Ordering::Relaxed);
         for offset in 0..u64::from(held) {
             let old = tickets - u64::from(held) + offset;
