@@ -17,6 +17,7 @@ const DRAW: f64 = 0.5;
 struct Core {
     machine: Machine,
     now: Timestamp,
+    acquired: u32,
 }
 
 impl Breaker for Core {
@@ -26,6 +27,7 @@ impl Breaker for Core {
         Self {
             machine: Machine::new(&config).unwrap(),
             now: Timestamp::ZERO,
+            acquired: 0,
         }
     }
 
@@ -34,7 +36,22 @@ impl Breaker for Core {
     }
 
     fn acquire(&mut self) -> Result<Permit, String> {
-        let (result, _) = self.machine.try_acquire(self.now, DRAW);
+        // Steps of the golden ratio visit every share of the way from 0 to 1.
+        self.acquired += 1;
+        let draw = (f64::from(self.acquired) * 0.618_033_988_749_895).fract();
+        let acquire = || self.machine.try_acquire(self.now, draw).0;
+        let result = acquire().and_then(|permit| {
+            if !self.machine.watches() {
+                return Ok(permit);
+            }
+            match self.machine.watch(permit) {
+                (permit, Verdict::Unchanged) => Ok(permit),
+                (_, verdict) => {
+                    self.carry_out(verdict);
+                    acquire()
+                }
+            }
+        });
         result.map_err(|rejected| format!("{rejected:?}"))
     }
 

@@ -32,6 +32,7 @@ impl Breaker for Shell {
 
     fn acquire(&mut self) -> Result<OwnedPermit, String> {
         let result = self.breaker.try_acquire_owned();
+        let result = result.and_then(OwnedPermit::watched);
         result.map_err(|rejected| rejected.to_string())
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use kailash_core::circuit_breaker::{Config, Outcome, Snapshot, State};
+use kailash_core::circuit_breaker::{Config, Outcome, Snapshot, State, WindowKind};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -62,7 +62,7 @@ pub(crate) fn check_all<B: Breaker>() {
             cases += 1;
         }
     }
-    assert!(cases > 50, "only {cases} cases were found");
+    assert!(cases > 80, "only {cases} cases were found");
 }
 
 fn check<B: Breaker>(case: &Case) {
@@ -88,6 +88,8 @@ impl<B: Breaker> Run<B> {
             && let Ok(time) = time.parse()
         {
             self.breaker.pass(Duration::from_secs_f64(time));
+        } else if let Some(later) = word.strip_prefix('~') {
+            return self.sooner_or_later(later);
         } else if let Some(call) = word.strip_prefix('(') {
             let permit = self.acquire()?;
             self.in_flight.insert(call.into(), permit);
@@ -115,6 +117,27 @@ impl<B: Breaker> Run<B> {
         Ok(())
     }
 
+    /// Tries until chance does what the word asks for.
+    fn sooner_or_later(&mut self, word: &str) -> Result<(), String> {
+        for _ in 0..100_000 {
+            match (self.breaker.acquire(), word.strip_prefix('(')) {
+                (Err(_), _) if word == "O" => return Ok(()),
+                (Err(_), _) => {}
+                // It says nothing about the dependency, so nothing has changed.
+                (Ok(permit), _) if word == "O" => self.breaker.end(permit, Outcome::Ignored),
+                (Ok(permit), Some(call)) => {
+                    self.in_flight.insert(call.into(), permit);
+                    return Ok(());
+                }
+                (Ok(permit), None) => {
+                    self.breaker.end(permit, outcome(word)?);
+                    return Ok(());
+                }
+            }
+        }
+        Err("chance never did it".into())
+    }
+
     fn acquire(&mut self) -> Result<B::Permit, String> {
         let result = self.breaker.acquire();
         result.map_err(|error| format!("was refused: {error}"))
@@ -136,6 +159,9 @@ impl<B: Breaker> Run<B> {
             }
             "cause" => cause(status.cause),
             "would" => cause(status.would_open),
+            "share" => status
+                .ramp_share
+                .map_or("none".into(), |share| share.to_string()),
             "calls" => status.calls.to_string(),
             "failures" => status.failures.to_string(),
             "slow" => status.slow_calls.to_string(),
@@ -149,6 +175,10 @@ impl<B: Breaker> Run<B> {
 }
 
 fn outcome(word: &str) -> Result<Outcome, String> {
+    if let Some(time) = word.strip_prefix('R') {
+        let time = time.parse().map_err(|_| "no such time")?;
+        return Ok(Outcome::RetryAfter(Duration::from_secs_f64(time)));
+    }
     match word {
         "S" => Ok(Outcome::Success),
         "F" => Ok(Outcome::Failure),
@@ -183,6 +213,21 @@ pub(crate) fn config(fields: &serde_json::Map<String, Value>) -> Config {
             }
             "slow_call_threshold" => config.slow_call_threshold = maybe_seconds(),
             "cancelled_counts_after" => config.cancelled_counts_after = maybe_seconds(),
+            "window" => {
+                let mut known = WindowKind::ALL.into_iter();
+                config.window = known
+                    .find(|kind| Some(kind.as_str()) == value.as_str())
+                    .unwrap();
+            }
+            "window_duration" => config.window_duration = seconds(value),
+            "overdue_calls_enabled" => config.overdue_calls_enabled = value.as_bool().unwrap(),
+            "ramp_enabled" => config.ramp_enabled = value.as_bool().unwrap(),
+            "initial_state" => {
+                let mut known = State::ALL.into_iter();
+                config.initial_state = known
+                    .find(|state| Some(state.as_str()) == value.as_str())
+                    .unwrap();
+            }
             _ => panic!("the runner does not know {field}"),
         }
     }
