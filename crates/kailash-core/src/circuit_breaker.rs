@@ -181,7 +181,7 @@ impl Machine {
         if generation != state::generation(bits) || !state::counts(bits) {
             return (permit, Verdict::Unchanged);
         }
-        let quarter = now.as_nanos() / (self.settings.overdue_after() / 4).max(1);
+        let quarter = self.settings.quarter(now);
         let overdue = self.overdue.get_or_init(Overdue::new);
         let mut verdict = self.count_overdue(bits, overdue.take(generation, quarter), now);
         if verdict != Verdict::Unchanged {

@@ -23,6 +23,8 @@ pub(super) struct Settings {
     bucket: AtomicU64,
     min_calls: AtomicU32,
     slow_call_threshold: AtomicU64,
+    /// A quarter of the threshold for slow calls.
+    quarter: AtomicU64,
     cancelled_counts_after: AtomicU64,
     error_rate: AtomicU64,
     slow_call_rate: AtomicU64,
@@ -56,6 +58,7 @@ impl Settings {
             bucket: AtomicU64::new(0),
             min_calls: AtomicU32::new(0),
             slow_call_threshold: AtomicU64::new(0),
+            quarter: AtomicU64::new(0),
             cancelled_counts_after: AtomicU64::new(0),
             error_rate: AtomicU64::new(0),
             slow_call_rate: AtomicU64::new(0),
@@ -98,6 +101,8 @@ impl Settings {
             &self.slow_call_threshold,
             slow.map_or(OFF, |(threshold, _)| nanos(threshold)),
         );
+        let quarter = slow.map_or(OFF, |(threshold, _)| nanos(threshold) / 4);
+        long(&self.quarter, quarter.max(1));
         long(&self.cancelled_counts_after, cancelled);
         long(&self.error_rate, rate(checked.error_rate));
         long(&self.slow_call_rate, rate(slow.map(|(_, ratio)| ratio)));
@@ -156,9 +161,11 @@ impl Settings {
             .checked_div(self.bucket.load(Ordering::Relaxed))
     }
 
-    /// How long a call may run before it is overdue, in nanoseconds.
-    pub(super) fn overdue_after(&self) -> u64 {
-        self.slow_call_threshold.load(Ordering::Relaxed)
+    /// The quarter of the threshold for slow calls that `now` falls into, counted from the clock's
+    /// origin.
+    pub(super) fn quarter(&self, now: Timestamp) -> u64 {
+        let quarter = self.quarter.load(Ordering::Relaxed);
+        now.as_nanos().checked_div(quarter).unwrap_or(0)
     }
 
     #[inline]
