@@ -20,11 +20,11 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
 
-  test     set up what the tests need, and run all of them
-  ci       test, and everything else that CI checks
-  lint     formatting, clippy, rustdoc and the table of who may use whom
-  loom     the lock-free machines under every interleaving
-  wheel    build the Python package and install it into target/venv";
+  test           set up what the tests need, and run all of them
+  ci             test, and everything else that CI checks
+  lint           formatting, clippy, rustdoc and the table of who may use whom
+  interleavings  the lock-free machines under loom's schedules and random ones
+  wheel          build the Python package and install it into target/venv";
 
 fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         ["test"] => test(&mut steps),
         ["ci"] => ci(&mut steps),
         ["lint"] => lint(&mut steps),
-        ["loom"] => loom(&mut steps),
+        ["interleavings"] => interleavings(&mut steps),
         ["wheel"] => setup::tools().and_then(|()| wheel(&mut steps)),
         _ => Err(USAGE.into()),
     };
@@ -60,7 +60,7 @@ fn ci(steps: &mut Steps) -> Outcome {
         "sources",
     ];
     steps.run("cargo-deny", command(deny).args(checks))?;
-    loom(steps)?;
+    interleavings(steps)?;
     test(steps)
 }
 
@@ -78,21 +78,25 @@ fn lint(steps: &mut Steps) -> Outcome {
     steps.run("rustdoc", docs.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-fn loom(steps: &mut Steps) -> Outcome {
+fn interleavings(steps: &mut Steps) -> Outcome {
+    model(steps, "loom", "--cfg kailash_loom")?;
+    model(steps, "shuttle", "--cfg kailash_shuttle")
+}
+
+/// Runs the tests named after a model checker, whose atomics the flag puts into the machines.
+fn model(steps: &mut Steps, checker: &'static str, flag: &str) -> Outcome {
     let tests = [
         "--package",
         "kailash-core",
         "--lib",
         "--release",
         "--locked",
-        "loom",
+        checker,
     ];
     // A folder of its own: the flag would rebuild everything else.
-    let target = setup::target().join("loom");
-    let model = cargo("test")
-        .args(tests)
-        .env("RUSTFLAGS", "--cfg kailash_loom");
-    steps.run("loom", model.env("CARGO_TARGET_DIR", target))
+    let target = setup::target().join(checker);
+    let model = cargo("test").args(tests).env("RUSTFLAGS", flag);
+    steps.run(checker, model.env("CARGO_TARGET_DIR", target))
 }
 
 fn test(steps: &mut Steps) -> Outcome {

@@ -38,6 +38,8 @@ mod probe;
 mod ramp;
 mod refusal;
 mod settings;
+#[cfg(all(test, kailash_shuttle))]
+mod shuttle_tests;
 mod snapshot;
 mod state;
 mod window;
@@ -200,7 +202,6 @@ impl Machine {
         if calls == 0 {
             return Verdict::Unchanged;
         }
-        self.totals.slow.add(u64::from(calls));
         let generation = state::generation(bits);
         let extent = self.extent(Some(now));
         let call = Call {
@@ -210,13 +211,17 @@ impl Machine {
         };
         // More than a window would only push each other out of it, or make this caller wait.
         let counted = calls.min(extent.window_size).min(1 << 16);
-        self.totals.unticketed.add(u64::from(calls - counted));
         let window = self.window(generation);
-        let mut tally = None;
+        let mut newest = None;
         for _ in 0..counted {
-            tally = window.record(call, extent);
+            let Some(tally) = window.record(call, extent) else {
+                return Verdict::Unchanged;
+            };
+            newest = tally;
         }
-        let cause = tally.and_then(|tally| self.rate_reached(tally));
+        self.totals.slow.add(u64::from(calls));
+        self.totals.unticketed.add(u64::from(calls - counted));
+        let cause = newest.and_then(|tally| self.rate_reached(tally));
         self.verdict(bits, cause)
     }
 
@@ -439,17 +444,19 @@ impl Machine {
 
     fn count(&self, bits: u64, failed: bool, slow: bool, now: Option<Timestamp>) -> Verdict {
         let generation = state::generation(bits);
-        let in_a_row = self.count_in_a_row(generation, failed);
-        if slow {
-            self.totals.slow.add(1);
-        }
         let call = Call {
             generation,
             failed,
             slow,
         };
         let window = self.window(generation);
-        let tally = window.record(call, self.extent(now));
+        let Some(tally) = window.record(call, self.extent(now)) else {
+            return Verdict::Unchanged;
+        };
+        let in_a_row = self.count_in_a_row(generation, failed);
+        if slow {
+            self.totals.slow.add(1);
+        }
         let rate = || tally.and_then(|tally| self.rate_reached(tally));
         self.verdict(bits, in_a_row.or_else(rate))
     }
@@ -706,14 +713,9 @@ impl Machine {
         let bits = self.word.load(Ordering::Acquire);
         let word = Word::unpack(bits);
         match word.phase {
-            Phase::Closed => State::Closed,
-            Phase::Disabled => State::Disabled,
-            Phase::MetricsOnly => State::MetricsOnly,
-            Phase::ForcedOpen => State::Open,
             Phase::Open(opening) if now >= self.deadline(bits, opening, now) => State::HalfOpen,
-            Phase::Open(_) => State::Open,
             Phase::HalfOpen { .. } if self.lapse(word.generation, now).is_some() => State::Open,
-            Phase::HalfOpen { .. } | Phase::Ramp { .. } => State::HalfOpen,
+            phase => phase.state(),
         }
     }
 
@@ -738,7 +740,8 @@ impl Machine {
         if !self.replace(bits, next) {
             return None;
         }
-        self.leases.sweep(next.generation);
+        self.leases
+            .sweep(next.generation, || self.is_in(next.generation));
         Some(next.generation)
     }
 
@@ -759,7 +762,8 @@ impl Machine {
             let left = (u64::from(next.generation) << 32) | self.left().1.pack();
             self.left.fetch_max(left, Ordering::AcqRel);
             if self.replace(bits, next) {
-                self.leases.sweep(next.generation);
+                self.leases
+                    .sweep(next.generation, || self.is_in(next.generation));
                 return;
             }
         }
@@ -772,7 +776,8 @@ impl Machine {
 
     fn lease(&self, generation: u32, now: Timestamp) -> Role {
         let deadline = now + self.settings.probe_lease();
-        Role::Probe(self.leases.take(generation, deadline))
+        let is_current = || self.is_in(generation);
+        Role::Probe(self.leases.take(generation, deadline, is_current))
     }
 
     /// The trip for a probe of this generation whose lease is over.
@@ -816,6 +821,10 @@ impl Machine {
                 return new.time();
             }
         }
+    }
+
+    fn is_in(&self, generation: u32) -> bool {
+        state::generation(self.word.load(Ordering::Acquire)) == generation
     }
 
     fn replace(&self, bits: u64, word: Word) -> bool {

@@ -42,6 +42,17 @@ struct Model {
     resized: bool,
     in_a_row: u32,
     openings_in_a_row: u32,
+    totals: Totals,
+}
+
+/// What has counted since the last reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Totals {
+    calls: u64,
+    failures: u64,
+    slow: u64,
+    rejections: u64,
+    openings: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +80,7 @@ impl Model {
     }
 
     fn open(&mut self, at: u64) {
+        self.totals.openings += 1;
         self.openings_in_a_row += 1;
         let factor = self
             .config
@@ -85,9 +97,16 @@ impl Model {
         if let Phase::HalfOpen { leases, .. } = &self.phase {
             let first = leases.iter().map(|&(_, deadline)| deadline).min();
             if let Some(deadline) = first.filter(|&deadline| deadline <= self.now) {
+                self.total(true, false);
                 self.open(deadline);
             }
         }
+    }
+
+    fn total(&mut self, failed: bool, slow: bool) {
+        self.totals.calls += 1;
+        self.totals.failures += u64::from(failed);
+        self.totals.slow += u64::from(slow);
     }
 
     fn wait_over(&mut self) {
@@ -107,9 +126,11 @@ impl Model {
         let deadline = self.now + self.config.max_wait_duration_in_half_open.as_nanos() as u64;
         let most = self.config.half_open_requests as usize;
         match &mut self.phase {
-            Phase::Open { .. } | Phase::Forced => return None,
-            Phase::HalfOpen { leases, .. } if leases.len() >= most => return None,
-            Phase::HalfOpen { leases, .. } => leases.push((call, deadline)),
+            Phase::HalfOpen { leases, .. } if leases.len() < most => leases.push((call, deadline)),
+            Phase::Open { .. } | Phase::Forced | Phase::HalfOpen { .. } => {
+                self.totals.rejections += 1;
+                return None;
+            }
             _ => {}
         }
         Some(self.generation)
@@ -141,11 +162,17 @@ impl Model {
                 match outcome {
                     Outcome::Success if !slow => {
                         *successes += 1;
-                        if *successes >= self.config.success_threshold {
+                        let closes = *successes >= self.config.success_threshold;
+                        self.total(false, false);
+                        if closes {
                             self.close();
                         }
                     }
-                    Outcome::Success | Outcome::Failure | Outcome::RetryAfter(_) => self.open(now),
+                    Outcome::Success | Outcome::Failure | Outcome::RetryAfter(_) => {
+                        let failed = outcome != Outcome::Success;
+                        self.total(failed, !failed);
+                        self.open(now);
+                    }
                     Outcome::Ignored | Outcome::Cancelled => {}
                 }
             }
@@ -162,10 +189,15 @@ impl Model {
             (Phase::Closed | Phase::MetricsOnly, _) => {
                 self.count(outcome == Outcome::Failure, false)
             }
-            (Phase::HalfOpen { .. }, Outcome::Failure) => self.open(now),
+            (Phase::HalfOpen { .. }, Outcome::Failure) => {
+                self.total(true, false);
+                self.open(now);
+            }
             (Phase::HalfOpen { successes, .. }, _) => {
                 *successes += 1;
-                if *successes >= self.config.success_threshold {
+                let closes = *successes >= self.config.success_threshold;
+                self.total(false, false);
+                if closes {
                     self.close();
                 }
             }
@@ -180,6 +212,7 @@ impl Model {
 
     fn count(&mut self, failed: bool, slow: bool) {
         self.outcomes.push((failed, slow));
+        self.total(failed, slow);
         self.in_a_row = if failed { self.in_a_row + 1 } else { 0 };
         // A rate that a new window size has made true opens it at the next failure, not at a success.
         let looks = !self.resized || failed || slow || self.outcomes.len() == self.required();
@@ -223,7 +256,11 @@ impl Model {
         }
         if phase != self.phase || matches!(order, Order::Reset) {
             self.openings_in_a_row = 0;
+            self.totals.openings += u64::from(phase == Phase::Forced);
             self.enter(phase);
+        }
+        if matches!(order, Order::Reset) {
+            self.totals = Totals::default();
         }
     }
 
@@ -347,6 +384,7 @@ proptest! {
             resized: false,
             in_a_row: 0,
             openings_in_a_row: 0,
+            totals: Totals::default(),
         };
         model.memory = memory(model.config.window_size);
         let mut in_flight: Vec<(usize, u64, u64, Permit)> = Vec::new();
@@ -402,6 +440,14 @@ proptest! {
             let failed = window.iter().filter(|call| call.0).count() as u32;
             let slow = window.iter().filter(|call| call.1).count() as u32;
             prop_assert_eq!(in_window, (window.len() as u32, failed, slow), "step {}", id);
+            let totals = Totals {
+                calls: found.calls,
+                failures: found.failures,
+                slow: found.slow_calls,
+                rejections: found.rejections,
+                openings: found.openings,
+            };
+            prop_assert_eq!(totals, model.totals, "step {}", id);
             if let Phase::HalfOpen { leases, successes } = &model.phase {
                 prop_assert_eq!(found.probes_in_flight as usize, leases.len());
                 prop_assert_eq!(found.probe_successes, *successes);

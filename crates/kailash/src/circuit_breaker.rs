@@ -337,6 +337,8 @@ impl CircuitBreaker {
     }
 
     fn command(&self, order: impl FnOnce(&Machine, Timestamp) -> Option<Transition>) {
+        // What time has brought comes first, so that the news of the order follows from it.
+        self.wake();
         let told = self.told();
         let transition = order(&self.0.machine, self.0.clock.now());
         drop(told);

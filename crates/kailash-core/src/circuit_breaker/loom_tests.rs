@@ -209,3 +209,26 @@ fn a_reset_forgets_what_is_in_flight_whenever_it_comes() {
         assert_eq!((status.window_calls, status.consecutive_failures), (0, 0));
     });
 }
+
+#[test]
+fn whoever_stalls_as_a_probe_takes_no_later_probes_lease() {
+    explore(|| {
+        let machine = opened(&Config {
+            half_open_requests: 2,
+            ..config()
+        });
+        let first = machine.try_acquire(at(60), DRAW).0.unwrap();
+        let staller = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.try_acquire(at(60), DRAW).0.ok())
+        };
+        let verdict = machine.record(first, Outcome::Failure, Some(at(60)));
+        carry_out(&machine, verdict, at(60));
+        let (probe, _) = machine.try_acquire(at(180), DRAW);
+        if let Some(early) = staller.join().unwrap() {
+            let _ = machine.record(early, Outcome::Cancelled, Some(at(60)));
+        }
+        assert!(probe.is_ok());
+        assert_eq!(machine.next_due(at(180)), Some(at(240)), "its lease lapses");
+    });
+}

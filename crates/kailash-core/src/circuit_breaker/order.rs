@@ -73,7 +73,9 @@ impl Machine {
                 break;
             }
             let tick = self.tick(now);
-            next.take_over(&current, generation, (class, tick));
+            let copies = next.take_over(&current, generation, (class, tick));
+            // A copy takes a ticket, and is no call of its own.
+            self.totals.unticketed.take(u64::from(copies));
             let word = Word::unpack(bits);
             if self.replace(bits, word.next(word.phase)) {
                 self.carry_failures_in_a_row(generation);
@@ -96,21 +98,19 @@ impl Machine {
 
     fn go(&self, to: Phase, now: Timestamp, from: impl Fn(Phase) -> bool) -> Option<Transition> {
         loop {
-            let before = self.state(now);
             let bits = self.word.load(Ordering::Acquire);
             let word = Word::unpack(bits);
             if !from(word.phase) {
                 return None;
             }
+            if let Phase::Open(opening) = word.phase {
+                // No opening is left without its deadline: the next one takes another tag then.
+                self.deadline(bits, opening, now);
+            }
             if self.enter(bits, word, to, Some(now)) {
                 return Some(Transition {
-                    from: before,
-                    to: match to {
-                        Phase::Closed => State::Closed,
-                        Phase::MetricsOnly => State::MetricsOnly,
-                        Phase::Disabled => State::Disabled,
-                        _ => State::Open,
-                    },
+                    from: word.phase.state(),
+                    to: to.state(),
                     cause: Cause::Told,
                     at: now,
                     forced: to == Phase::ForcedOpen,

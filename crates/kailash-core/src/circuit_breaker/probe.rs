@@ -10,6 +10,7 @@ use crate::time::Timestamp;
 /// Half-open breakers rarely probe with more than a few calls: these need no allocation.
 const FEW: usize = 4;
 pub(super) const MOST: usize = 1024;
+const NO_SLOT: u32 = MOST as u32;
 
 /// One slot per probe that may be in flight.
 ///
@@ -44,13 +45,25 @@ impl Leases {
     }
 
     /// Takes a slot until `deadline`. The caller has been counted as in flight, so there is one.
-    pub(super) fn take(&self, generation: u32, deadline: Timestamp) -> u32 {
+    ///
+    /// `is_current` says whether the breaker is still in this generation. Asked after a slot was
+    /// looked at, it tells a lease that an earlier generation left there from a later one's, which
+    /// a caller that has stalled must not take: then it gets no slot, and needs none.
+    pub(super) fn take(
+        &self,
+        generation: u32,
+        deadline: Timestamp,
+        is_current: impl Fn() -> bool,
+    ) -> u32 {
         let value = Stamp::new(generation, deadline).pack();
         loop {
             for (slot, lease) in self.slots().enumerate() {
-                let seen = lease.load(Ordering::Relaxed);
+                let seen = lease.load(Ordering::Acquire);
                 if seen != 0 && Stamp::unpack(seen).is_of(generation) {
                     continue;
+                }
+                if !is_current() {
+                    return NO_SLOT;
                 }
                 let taken =
                     lease.compare_exchange(seen, value, Ordering::AcqRel, Ordering::Relaxed);
@@ -86,11 +99,15 @@ impl Leases {
             .min()
     }
 
-    /// Frees the slots that probes of other generations left behind.
-    pub(super) fn sweep(&self, generation: u32) {
+    /// Frees the slots that probes of earlier generations left behind; `is_current` as in
+    /// [`Leases::take`].
+    pub(super) fn sweep(&self, generation: u32, is_current: impl Fn() -> bool) {
         for slot in self.slots() {
-            let seen = slot.load(Ordering::Relaxed);
+            let seen = slot.load(Ordering::Acquire);
             if seen != 0 && !Stamp::unpack(seen).is_of(generation) {
+                if !is_current() {
+                    return;
+                }
                 let _ = slot.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed);
             }
         }
@@ -151,9 +168,9 @@ mod tests {
     #[test]
     fn a_late_probe_cannot_free_anothers_slot() {
         let leases = Leases::new();
-        let old = leases.take(2, at(10));
-        leases.sweep(5);
-        let new = leases.take(5, at(20));
+        let old = leases.take(2, at(10), || true);
+        leases.sweep(5, || true);
+        let new = leases.take(5, at(20), || true);
         assert_eq!(old, new);
         leases.give_back(old, 2);
         assert_eq!(leases.earliest(5), Some(at(20)));
@@ -166,10 +183,10 @@ mod tests {
         let leases = Leases::new();
         leases.make_room(MOST as u32);
         for probe in 0..MOST as u64 {
-            leases.take(1, at(100 + probe));
+            leases.take(1, at(100 + probe), || true);
         }
         assert_eq!(leases.earliest(1), Some(at(100)));
-        leases.sweep(2);
+        leases.sweep(2, || true);
         assert_eq!(leases.earliest(1), None);
     }
 

@@ -132,6 +132,19 @@ pub(super) enum Phase {
     MetricsOnly,
 }
 
+impl Phase {
+    /// The state as it was told, whatever time has brought since.
+    pub(super) fn state(self) -> State {
+        match self {
+            Self::Closed => State::Closed,
+            Self::Open(_) | Self::ForcedOpen => State::Open,
+            Self::HalfOpen { .. } | Self::Ramp { .. } => State::HalfOpen,
+            Self::Disabled => State::Disabled,
+            Self::MetricsOnly => State::MetricsOnly,
+        }
+    }
+}
+
 /// One opening: which, the how manieth in a row, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Opening {

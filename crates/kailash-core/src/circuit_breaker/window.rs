@@ -282,7 +282,10 @@ impl<'a> Window<'a> {
 
     /// Writes one outcome, and tallies the newest ones if a rate may have risen: after a failure,
     /// after a slow call, and by the call that completes the `required` ones.
-    pub(super) fn record(&self, call: Call, extent: Extent) -> Option<Tally> {
+    ///
+    /// `None` if the outcome is too late: the window serves another generation by now, or its bucket
+    /// a later time.
+    pub(super) fn record(&self, call: Call, extent: Extent) -> Option<Option<Tally>> {
         let Extent {
             window_size,
             required,
@@ -303,7 +306,7 @@ impl<'a> Window<'a> {
         write(failures, ticket, call.failed);
         write(slow, ticket, call.slow);
         if start.full && !call.failed && !call.slow {
-            return None;
+            return Some(None);
         }
         let held = start.held(ticket);
         if !start.full && held == (SMALLEST as u32) << start.class {
@@ -316,10 +319,8 @@ impl<'a> Window<'a> {
                 },
             );
         }
-        if call.failed || call.slow || held == required {
-            return Some(tally(failures, slow, ticket, held.min(window_size)));
-        }
-        None
+        let look = call.failed || call.slow || held == required;
+        Some(look.then(|| tally(failures, slow, ticket, held.min(window_size))))
     }
 
     fn record_timed(
@@ -328,7 +329,7 @@ impl<'a> Window<'a> {
         call: Call,
         seen: u64,
         extent: Extent,
-    ) -> Option<Tally> {
+    ) -> Option<Option<Tally>> {
         let Extent { tick, required, .. } = extent;
         let start = Start::unpack(seen);
         let in_bucket = buckets.record(call, tick, self.tickets)?;
@@ -344,11 +345,11 @@ impl<'a> Window<'a> {
         }
         let bad = call.failed || call.slow;
         if !bad && in_bucket > u64::from(required) {
-            return None;
+            return Some(None);
         }
         let count = start.buckets(tick);
         let tally = buckets.tally(call.generation, tick, count, self.tickets());
-        (bad || tally.calls == required).then_some(tally)
+        Some((bad || tally.calls == required).then_some(tally))
     }
 
     /// The tally of the newest outcomes of `generation`.
@@ -378,12 +379,19 @@ impl<'a> Window<'a> {
     }
 
     /// Makes this the window of the generation after `generation`, with the newest outcomes of the
-    /// other one, where both look at the newest calls. No two calls of this may overlap, nor a `prepare` for the same generation.
-    pub(super) fn take_over(&self, other: &Self, generation: u32, (class, tick): (u32, u64)) {
+    /// other one, where both look at the newest calls; answers how many it copied. No two calls of
+    /// this may overlap, nor a `prepare` for the same generation.
+    pub(super) fn take_over(
+        &self,
+        other: &Self,
+        generation: u32,
+        (class, tick): (u32, u64),
+    ) -> u32 {
         let from = Start::unpack(other.start.load(Ordering::Acquire));
         let next = generation.wrapping_add(1);
         if from.class == TIMED || class == TIMED {
-            return self.prepare(next, class, tick);
+            self.prepare(next, class, tick);
+            return 0;
         }
         let tickets = other.tickets();
         let held = match tickets.checked_sub(1) {
@@ -405,6 +413,7 @@ impl<'a> Window<'a> {
             base: base as u32,
         };
         self.start.store(start.pack(), Ordering::Release);
+        held
     }
 }
 

@@ -1,0 +1,420 @@
+//! The machine under long random schedules of more threads than loom can walk.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::sync::atomic::AtomicU64;
+use core::time::Duration;
+use std::sync::{Mutex, PoisonError};
+
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::sync::Arc;
+use shuttle::thread;
+
+use super::*;
+
+const DRAW: f64 = 0.5;
+const SECOND: u64 = 1_000_000_000;
+const PROBES: u32 = 2;
+
+/// Explores `scenario` under schedules that are even, and under such that let a thread stall long.
+fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
+    shuttle::check_random(scenario.clone(), 3000);
+    shuttle::check_pct(scenario, 3000, 4);
+}
+
+fn config() -> Config {
+    Config {
+        failure_threshold: 3,
+        success_threshold: 2,
+        half_open_requests: PROBES,
+        window_size: 8,
+        min_calls_before_evaluation: 4,
+        recovery_timeout: Duration::from_secs(10),
+        max_recovery_timeout: Duration::from_secs(40),
+        max_wait_duration_in_half_open: Duration::from_secs(6),
+        jitter_enabled: false,
+        ..Config::default()
+    }
+}
+
+/// What the threads of one run share; the machine is all of it that shuttle interleaves.
+struct Run {
+    machine: Machine,
+    now: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    transitions: Vec<Transition>,
+    refused: u64,
+    was_reset: bool,
+    /// Probes that callers hold, by generation.
+    probes: BTreeMap<u32, u32>,
+}
+
+impl Run {
+    fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self {
+            machine: Machine::new(config).unwrap(),
+            now: AtomicU64::new(0),
+            seen: Mutex::default(),
+        })
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_nanos(self.now.load(Ordering::Relaxed))
+    }
+
+    fn pass(&self, secs: u64) {
+        self.now.fetch_add(secs * SECOND, Ordering::Relaxed);
+    }
+
+    fn seen(&self, see: impl FnOnce(&mut Seen)) {
+        see(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn tell(&self, news: impl IntoIterator<Item = Transition>) {
+        self.seen(|seen| seen.transitions.extend(news));
+    }
+
+    fn begin(&self) -> Option<Permit> {
+        let now = self.now();
+        let (result, news) = self.machine.try_acquire(now, thread_rng().r#gen());
+        self.tell(news);
+        let Ok(mut permit) = result else {
+            self.seen(|seen| seen.refused += 1);
+            return None;
+        };
+        if self.machine.watches() {
+            let verdict;
+            (permit, verdict) = self.machine.watch(permit);
+            self.carry_out(verdict, now);
+        }
+        if permit.is_probe() {
+            self.seen(|seen| {
+                let held = seen.probes.entry(permit.generation).or_default();
+                *held += 1;
+                assert!(*held <= PROBES, "{held} probes of one half-open");
+            });
+        }
+        Some(permit)
+    }
+
+    fn end(&self, permit: Permit, outcome: Outcome) {
+        let now = self.now();
+        if permit.is_probe() {
+            self.seen(|seen| *seen.probes.get_mut(&permit.generation).unwrap() -= 1);
+        }
+        let verdict = self.machine.record(permit, outcome, Some(now));
+        self.carry_out(verdict, now);
+    }
+
+    fn record(&self, outcome: Outcome) {
+        let now = self.now();
+        let (verdict, news) = self.machine.record_manual(outcome, now, DRAW);
+        self.tell(news);
+        self.carry_out(verdict, now);
+    }
+
+    fn carry_out(&self, verdict: Verdict, now: Timestamp) {
+        let news = match verdict {
+            Verdict::Unchanged => None,
+            Verdict::Closed(transition) => Some(transition),
+            Verdict::Trip(trip) => self.machine.trip(trip, now, DRAW),
+        };
+        self.tell(news);
+    }
+
+    fn look(&self) {
+        let now = self.now();
+        self.tell(self.machine.settle(now, DRAW));
+        self.tell(self.machine.wake(now));
+        let in_flight = self.machine.snapshot(now).probes_in_flight;
+        assert!(in_flight <= PROBES, "{in_flight} probes in flight");
+    }
+
+    fn command(&self) {
+        self.look();
+        let now = self.now();
+        let machine = &self.machine;
+        let news = match thread_rng().gen_range(0..7) {
+            0 => machine.force_open(now),
+            1 | 2 => machine.force_close(now),
+            3 => {
+                self.seen(|seen| seen.was_reset = true);
+                machine.reset(now)
+            }
+            4 => machine.disable(now),
+            5 => machine.metrics_only(now),
+            _ => machine.enable(now),
+        };
+        self.tell(news);
+    }
+
+    /// What one thread does: calls that overlap, time that passes, and orders if it may give them.
+    ///
+    /// Answers the calls that are still in flight.
+    fn live(&self, steps: u32, orders: bool) -> Vec<Permit> {
+        let mut in_flight = Vec::new();
+        for _ in 0..steps {
+            match thread_rng().gen_range(0..16) {
+                0..6 => in_flight.extend(self.begin()),
+                6..10 => {
+                    if let Some(permit) = in_flight.pop() {
+                        self.end(permit, outcome());
+                    }
+                }
+                10 => self.record(outcome()),
+                11 | 12 => self.pass(thread_rng().gen_range(0..8)),
+                13 if orders => self.command(),
+                _ => self.look(),
+            }
+        }
+        in_flight
+    }
+
+    /// What must hold while all threads stand still and these calls are in flight.
+    fn check_in_flight(&self, in_flight: &[Permit]) {
+        let word = Word::unpack(self.machine.word.load(Ordering::Relaxed));
+        let Phase::HalfOpen {
+            in_flight: counted, ..
+        } = word.phase
+        else {
+            return;
+        };
+        let probes = in_flight.iter().filter(|permit| permit.is_probe());
+        let current = probes.filter(|permit| permit.generation == word.generation);
+        let current = current.count() as u32;
+        let due = self.machine.leases.earliest(word.generation);
+        let is_lapsing = due.is_some_and(|due| due <= self.now());
+        // A probe that failed is in flight until its trip, which has been carried out by now.
+        assert_eq!(counted, current, "probes counted and held");
+        assert_eq!(
+            due.is_some(),
+            current > 0,
+            "probes have leases, and others none"
+        );
+        assert!(!is_lapsing || self.machine.state(self.now()) == State::Open);
+    }
+
+    /// What must hold once all calls have ended.
+    fn check(&self) {
+        let now = self.now();
+        let word = Word::unpack(self.machine.word.load(Ordering::Relaxed));
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = match word.phase {
+            Phase::HalfOpen { in_flight, .. } => {
+                assert_eq!(in_flight, 0, "a probe's slot has leaked");
+                assert_eq!(self.machine.next_due(now), None, "a lease has leaked");
+                State::HalfOpen
+            }
+            phase => phase.state(),
+        };
+        is_one_path(&seen.transitions, state);
+        if let Phase::Open(_) = word.phase {
+            let until = self.machine.next_due(now).unwrap();
+            let told = |news: &Transition| news.wait.map(|wait| news.at + wait) == Some(until);
+            assert!(
+                seen.transitions.iter().any(told),
+                "it ends when it was said"
+            );
+        }
+        if !seen.was_reset {
+            let snapshot = self.machine.snapshot(now);
+            let openings = seen
+                .transitions
+                .iter()
+                .filter(|news| news.to == State::Open);
+            assert_eq!(snapshot.openings, openings.count() as u64);
+            assert_eq!(snapshot.rejections, seen.refused);
+            assert!(snapshot.failures <= snapshot.calls);
+            assert!(snapshot.slow_calls <= snapshot.calls);
+        }
+    }
+}
+
+fn outcome() -> Outcome {
+    match thread_rng().gen_range(0..8) {
+        0..3 => Outcome::Success,
+        3..6 => Outcome::Failure,
+        6 => Outcome::Ignored,
+        _ => Outcome::Cancelled,
+    }
+}
+
+/// The transitions, in whatever order they were told, are one walk from closed to `last`: each is a
+/// change that its cause allows, and every state is left as often as it is entered.
+fn is_one_path(transitions: &[Transition], last: State) {
+    let states = [
+        State::Closed,
+        State::Open,
+        State::HalfOpen,
+        State::Disabled,
+        State::MetricsOnly,
+    ];
+    for news in transitions {
+        let allowed = match news.cause {
+            Cause::ConsecutiveFailures | Cause::ErrorRate | Cause::SlowCallRate => {
+                news.from != State::Open && news.to == State::Open
+            }
+            Cause::ProbeFailed | Cause::ProbeSlow | Cause::ProbeLapsed => {
+                (news.from, news.to) == (State::HalfOpen, State::Open)
+            }
+            Cause::WaitOver => (news.from, news.to) == (State::Open, State::HalfOpen),
+            Cause::ProbesSucceeded => (news.from, news.to) == (State::HalfOpen, State::Closed),
+            Cause::Told => news.from != news.to || news.forced,
+        };
+        assert!(allowed, "{news:?}");
+    }
+    for state in states {
+        let left = transitions.iter().filter(|news| news.from == state).count();
+        let entered = transitions.iter().filter(|news| news.to == state).count();
+        let begun = usize::from(state == State::Closed);
+        let ended = usize::from(state == last);
+        let told = transitions;
+        assert_eq!(
+            begun + entered,
+            left + ended,
+            "{state}, at {last}: {told:?}"
+        );
+    }
+}
+
+fn live_together(run: &Arc<Run>, threads: u32, steps: u32, orders: bool) {
+    let others: Vec<_> = (1..threads)
+        .map(|_| {
+            let run = Arc::clone(run);
+            thread::spawn(move || run.live(steps, false))
+        })
+        .collect();
+    let mut in_flight = run.live(steps, orders);
+    for other in others {
+        in_flight.extend(other.join().unwrap());
+    }
+    run.check_in_flight(&in_flight);
+    for permit in in_flight {
+        run.end(permit, outcome());
+    }
+}
+
+#[test]
+fn shuttle_calls_from_many_threads_keep_every_invariant() {
+    explore(|| {
+        let run = Run::new(&config());
+        live_together(&run, 4, 20, false);
+        run.check();
+    });
+}
+
+#[test]
+fn shuttle_overdue_calls_in_a_time_window_keep_every_invariant() {
+    explore(|| {
+        let run = Run::new(&Config {
+            window: WindowKind::Time,
+            window_duration: Duration::from_secs(32),
+            slow_call_threshold: Some(Duration::from_secs(8)),
+            overdue_calls_enabled: true,
+            ..config()
+        });
+        live_together(&run, 4, 20, false);
+        run.check();
+    });
+}
+
+#[test]
+fn shuttle_a_ramp_keeps_every_invariant() {
+    explore(|| {
+        let run = Run::new(&Config {
+            failure_threshold: 4,
+            min_calls_before_evaluation: 1,
+            ramp_enabled: true,
+            ..config()
+        });
+        live_together(&run, 4, 30, true);
+        run.check();
+    });
+}
+
+#[test]
+fn shuttle_orders_among_calls_keep_every_invariant() {
+    explore(|| {
+        let run = Run::new(&config());
+        live_together(&run, 4, 16, true);
+        run.check();
+    });
+}
+
+fn one_failure_opens() -> Config {
+    Config {
+        failure_threshold: 1,
+        success_threshold: 1,
+        recovery_timeout: Duration::from_secs(60),
+        max_recovery_timeout: Duration::from_secs(600),
+        ..config()
+    }
+}
+
+const fn at(secs: u64) -> Timestamp {
+    Timestamp::from_nanos(secs * SECOND)
+}
+
+/// A failure that was admitted while closed ends on another thread at 0 s.
+fn fails_elsewhere(run: &Arc<Run>) -> thread::JoinHandle<()> {
+    let permit = run.begin().unwrap();
+    let run = Arc::clone(run);
+    thread::spawn(move || run.end(permit, Outcome::Failure))
+}
+
+#[test]
+fn shuttle_what_is_told_follows_from_what_was_told_before() {
+    explore(|| {
+        let run = Run::new(&one_failure_opens());
+        let caller = fails_elsewhere(&run);
+        run.tell(run.machine.force_open(at(0)));
+        run.tell(run.machine.force_close(at(0)));
+        caller.join().unwrap();
+        run.check();
+    });
+}
+
+#[test]
+fn shuttle_no_opening_inherits_the_deadline_of_one_that_was_closed_by_force() {
+    explore(|| {
+        let run = Run::new(&one_failure_opens());
+        let caller = fails_elsewhere(&run);
+        run.machine.force_close(at(50));
+        let (verdict, _) = run.machine.record_manual(Outcome::Failure, at(50), DRAW);
+        if let Verdict::Trip(trip) = verdict
+            && let Some(second) = run.machine.trip(trip, at(50), DRAW)
+        {
+            assert_eq!(second.wait, Some(Duration::from_secs(60)));
+            assert_eq!(run.machine.next_due(at(50)), Some(at(110)));
+        }
+        caller.join().unwrap();
+    });
+}
+
+#[test]
+fn shuttle_whoever_stalls_while_it_becomes_half_open_frees_no_later_probes_lease() {
+    explore(|| {
+        let run = Run::new(&one_failure_opens());
+        run.record(Outcome::Failure);
+        let staller = {
+            let run = Arc::clone(&run);
+            thread::spawn(move || run.machine.try_acquire(at(60), DRAW).0.ok())
+        };
+        // What became half-open for the staller is over, and half-open again, for another probe.
+        run.machine.force_close(at(60));
+        let (verdict, _) = run.machine.record_manual(Outcome::Failure, at(61), DRAW);
+        run.carry_out(verdict, at(61));
+        let probe = run.machine.try_acquire(at(121), DRAW).0;
+        if let Some(early) = staller.join().unwrap() {
+            let _ = run.machine.record(early, Outcome::Cancelled, Some(at(60)));
+        }
+        if probe.is_ok() {
+            assert_eq!(run.machine.snapshot(at(121)).probes_in_flight, 1);
+            assert_eq!(run.machine.next_due(at(121)), Some(at(127)), "its lease");
+        }
+    });
+}
