@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use kailash_core::circuit_breaker::{Config, Machine, Outcome, Permit, State, Verdict};
+use kailash_core::circuit_breaker::{Config, Machine, Outcome, Permit, State, Verdict, WindowKind};
 use kailash_core::time::Timestamp;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 const DRAW: f64 = 0.5;
+/// The share of calls that each stage of a ramp admits.
+const SHARES: [f64; 3] = [0.05, 0.25, 0.5];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Begin,
+    /// A call is made, by this draw of chance.
+    Begin(f64),
     /// Ends the call in flight that this number picks.
     End(usize, Outcome),
     Record(Outcome),
@@ -35,14 +38,33 @@ struct Model {
     now: u64,
     generation: u64,
     phase: Phase,
-    /// Failed, slow: every outcome of this generation.
-    outcomes: Vec<(bool, bool)>,
+    /// Every outcome of this generation.
+    outcomes: Vec<Ended>,
+    /// The watched calls in flight.
+    watched: Vec<Watched>,
+    /// The quarter of the slow threshold in which overdue calls were last looked for.
+    looked: u64,
     /// How many outcomes the machine has memory for in this generation.
     memory: usize,
     resized: bool,
     in_a_row: u32,
     openings_in_a_row: u32,
     totals: Totals,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    tick: u64,
+    failed: bool,
+    slow: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    call: usize,
+    generation: u64,
+    quarter: u64,
+    has_counted: bool,
 }
 
 /// What has counted since the last reset.
@@ -65,12 +87,44 @@ enum Phase {
         leases: Vec<(usize, u64)>,
         successes: u32,
     },
+    Ramp {
+        stage: usize,
+    },
     Forced,
     Disabled,
     MetricsOnly,
 }
 
 impl Model {
+    fn new(config: Config) -> Self {
+        let phase = match config.initial_state {
+            State::Closed => Phase::Closed,
+            State::Open => Phase::Open {
+                until: config.recovery_timeout.as_nanos() as u64,
+            },
+            State::HalfOpen => Phase::HalfOpen {
+                leases: Vec::new(),
+                successes: 0,
+            },
+            State::Disabled => Phase::Disabled,
+            State::MetricsOnly => Phase::MetricsOnly,
+        };
+        Self {
+            memory: memory(config.window_size),
+            openings_in_a_row: matches!(config.initial_state, State::Open | State::HalfOpen).into(),
+            config,
+            now: 0,
+            generation: 0,
+            phase,
+            outcomes: Vec::new(),
+            watched: Vec::new(),
+            looked: 0,
+            resized: false,
+            in_a_row: 0,
+            totals: Totals::default(),
+        }
+    }
+
     fn enter(&mut self, phase: Phase) {
         self.generation += 1;
         self.phase = phase;
@@ -79,15 +133,16 @@ impl Model {
         self.in_a_row = 0;
     }
 
-    fn open(&mut self, at: u64) {
+    fn open(&mut self, at: u64, asked: Option<Duration>) {
         self.totals.openings += 1;
         self.openings_in_a_row += 1;
         let factor = self
             .config
             .exponential_backoff_multiplier
             .powi(self.openings_in_a_row as i32 - 1);
-        let wait = (self.config.recovery_timeout.as_secs_f64() * factor)
-            .min(self.config.max_recovery_timeout.as_secs_f64());
+        let backoff = self.config.recovery_timeout.as_secs_f64() * factor;
+        let wait = asked.map_or(backoff, |asked| asked.as_secs_f64());
+        let wait = wait.min(self.config.max_recovery_timeout.as_secs_f64());
         let until = at + (wait * 1e9).round() as u64;
         self.enter(Phase::Open { until });
     }
@@ -98,7 +153,7 @@ impl Model {
             let first = leases.iter().map(|&(_, deadline)| deadline).min();
             if let Some(deadline) = first.filter(|&deadline| deadline <= self.now) {
                 self.total(true, false);
-                self.open(deadline);
+                self.open(deadline, None);
             }
         }
     }
@@ -120,14 +175,15 @@ impl Model {
         }
     }
 
-    fn begin(&mut self, call: usize) -> Option<u64> {
+    fn begin(&mut self, call: usize, draw: f64) -> Option<u64> {
         self.settle();
         self.wait_over();
         let deadline = self.now + self.config.max_wait_duration_in_half_open.as_nanos() as u64;
         let most = self.config.half_open_requests as usize;
         match &mut self.phase {
             Phase::HalfOpen { leases, .. } if leases.len() < most => leases.push((call, deadline)),
-            Phase::Open { .. } | Phase::Forced | Phase::HalfOpen { .. } => {
+            Phase::Ramp { stage } if draw < SHARES[*stage] => {}
+            Phase::Ramp { .. } | Phase::Open { .. } | Phase::Forced | Phase::HalfOpen { .. } => {
                 self.totals.rejections += 1;
                 return None;
             }
@@ -136,72 +192,122 @@ impl Model {
         Some(self.generation)
     }
 
+    /// Watches a call that was admitted now, and counts the calls that are overdue by now.
+    fn watch(&mut self, call: usize) {
+        let Some(quarter) = self.quarter().filter(|_| self.counts()) else {
+            return;
+        };
+        let generation = self.generation;
+        let mut overdue = 0;
+        if quarter > self.looked {
+            self.looked = quarter;
+            for other in &mut self.watched {
+                let is_due = quarter - other.quarter >= 5 && !other.has_counted;
+                if is_due && other.generation == generation {
+                    other.has_counted = true;
+                    overdue += 1;
+                }
+            }
+        }
+        if overdue > 0 {
+            self.totals.calls += overdue;
+            self.totals.slow += overdue;
+            let ended = Ended {
+                tick: self.tick(),
+                failed: false,
+                slow: true,
+            };
+            self.outcomes.extend((0..overdue).map(|_| ended));
+            self.look(None);
+        }
+        if self.generation == generation {
+            self.watched.push(Watched {
+                call,
+                generation,
+                quarter,
+                has_counted: false,
+            });
+        }
+    }
+
     fn end(&mut self, call: usize, generation: u64, ran: u64, outcome: Outcome) {
         self.settle();
+        let watched = self.watched.iter().position(|other| other.call == call);
+        let watched = watched.map(|place| self.watched.swap_remove(place));
         if generation != self.generation {
             return;
         }
-        let slow = self
-            .config
-            .slow_call_threshold
-            .is_some_and(|t| u128::from(ran) >= t.as_nanos());
-        let counts = self
-            .config
-            .cancelled_counts_after
-            .is_some_and(|t| u128::from(ran) >= t.as_nanos());
-        let now = self.now;
-        match &mut self.phase {
-            Phase::Closed | Phase::MetricsOnly => match outcome {
-                Outcome::Success => self.count(false, slow),
-                Outcome::Failure | Outcome::RetryAfter(_) => self.count(true, slow),
-                Outcome::Cancelled if counts => self.count(true, slow),
-                Outcome::Ignored | Outcome::Cancelled => {}
-            },
-            Phase::HalfOpen { leases, successes } => {
-                leases.retain(|&(id, _)| id != call);
-                match outcome {
-                    Outcome::Success if !slow => {
-                        *successes += 1;
-                        let closes = *successes >= self.config.success_threshold;
-                        self.total(false, false);
-                        if closes {
-                            self.close();
-                        }
-                    }
-                    Outcome::Success | Outcome::Failure | Outcome::RetryAfter(_) => {
-                        let failed = outcome != Outcome::Success;
-                        self.total(failed, !failed);
-                        self.open(now);
-                    }
-                    Outcome::Ignored | Outcome::Cancelled => {}
-                }
+        let reaches =
+            |time: Option<Duration>| time.is_some_and(|t| u128::from(ran) >= t.as_nanos());
+        let slow = reaches(self.config.slow_call_threshold);
+        let failed = match outcome {
+            Outcome::Success => Some(false),
+            Outcome::Failure | Outcome::RetryAfter(_) => Some(true),
+            Outcome::Cancelled if reaches(self.config.cancelled_counts_after) => Some(true),
+            Outcome::Ignored | Outcome::Cancelled => None,
+        };
+        if let Phase::HalfOpen { leases, .. } = &mut self.phase {
+            leases.retain(|&(id, _)| id != call);
+            let failed = failed.filter(|_| outcome != Outcome::Cancelled);
+            if let Some(failed) = failed {
+                self.probed(failed, slow && !failed, asked(outcome));
             }
-            _ => {}
+        } else if let Some(failed) = failed.filter(|_| self.counts()) {
+            if watched.is_some_and(|watched| watched.has_counted) {
+                self.totals.failures += u64::from(failed);
+                self.in_a_row = if failed { self.in_a_row + 1 } else { 0 };
+                if failed && self.in_a_row >= self.config.failure_threshold {
+                    self.trip(asked(outcome));
+                }
+            } else {
+                self.count(failed, slow, asked(outcome));
+            }
+            self.climb();
         }
     }
 
     fn record(&mut self, outcome: Outcome) {
         self.settle();
         self.wait_over();
-        let now = self.now;
-        match (&mut self.phase, outcome) {
-            (_, Outcome::Ignored | Outcome::Cancelled) => {}
-            (Phase::Closed | Phase::MetricsOnly, _) => {
-                self.count(outcome == Outcome::Failure, false)
+        let failed = outcome != Outcome::Success;
+        if matches!(self.phase, Phase::HalfOpen { .. }) {
+            self.probed(failed, false, asked(outcome));
+        } else if self.counts() {
+            self.count(failed, false, asked(outcome));
+            self.climb();
+        }
+    }
+
+    /// What comes of a probe that has ended and says something.
+    fn probed(&mut self, failed: bool, slow: bool, asked: Option<Duration>) {
+        self.total(failed, slow);
+        let Phase::HalfOpen { successes, .. } = &mut self.phase else {
+            panic!("probes are of a half-open breaker");
+        };
+        *successes += 1;
+        if failed || slow {
+            self.open(self.now, asked);
+        } else if *successes >= self.config.success_threshold {
+            if self.config.ramp_enabled {
+                self.enter(Phase::Ramp { stage: 0 });
+            } else {
+                self.close();
             }
-            (Phase::HalfOpen { .. }, Outcome::Failure) => {
-                self.total(true, false);
-                self.open(now);
-            }
-            (Phase::HalfOpen { successes, .. }, _) => {
-                *successes += 1;
-                let closes = *successes >= self.config.success_threshold;
-                self.total(false, false);
-                if closes {
-                    self.close();
-                }
-            }
-            _ => {}
+        }
+    }
+
+    /// Ends a stage of the ramp that has seen enough calls.
+    fn climb(&mut self) {
+        let Phase::Ramp { stage } = self.phase else {
+            return;
+        };
+        if self.window().len() < self.required() {
+            return;
+        }
+        if stage + 1 == SHARES.len() {
+            self.close();
+        } else {
+            self.enter(Phase::Ramp { stage: stage + 1 });
         }
     }
 
@@ -210,16 +316,58 @@ impl Model {
         self.enter(Phase::Closed);
     }
 
-    fn count(&mut self, failed: bool, slow: bool) {
-        self.outcomes.push((failed, slow));
+    fn count(&mut self, failed: bool, slow: bool, asked: Option<Duration>) {
+        self.outcomes.push(Ended {
+            tick: self.tick(),
+            failed,
+            slow,
+        });
         self.total(failed, slow);
         self.in_a_row = if failed { self.in_a_row + 1 } else { 0 };
-        // A rate that a new window size has made true opens it at the next failure, not at a success.
-        let looks = !self.resized || failed || slow || self.outcomes.len() == self.required();
-        if self.phase == Phase::Closed && looks && self.would_open() {
-            self.openings_in_a_row = 0;
-            self.open(self.now);
+        // A rate that has become true because calls left the window, or by a new size of it, opens the
+        // breaker at the next failure and not at a success.
+        let (may_wait, seen) = match self.config.window {
+            WindowKind::Count => (self.resized, self.outcomes.len()),
+            WindowKind::Time => (true, self.window().len()),
+        };
+        if !may_wait || failed || slow || seen == self.required() {
+            self.look(asked);
         }
+    }
+
+    fn look(&mut self, asked: Option<Duration>) {
+        if self.would_open() {
+            self.trip(asked);
+        }
+    }
+
+    fn trip(&mut self, asked: Option<Duration>) {
+        match self.phase {
+            Phase::Closed => self.openings_in_a_row = 0,
+            Phase::Ramp { .. } => {}
+            _ => return,
+        }
+        self.open(self.now, asked);
+    }
+
+    fn counts(&self) -> bool {
+        let phase = &self.phase;
+        matches!(
+            phase,
+            Phase::Closed | Phase::MetricsOnly | Phase::Ramp { .. }
+        )
+    }
+
+    /// The step of a time window.
+    fn tick(&self) -> u64 {
+        self.now / (self.config.window_duration.as_nanos() as u64 / 16)
+    }
+
+    /// The quarter of the slow threshold, where calls are watched.
+    fn quarter(&self) -> Option<u64> {
+        let threshold = self.config.slow_call_threshold?;
+        let is_on = self.config.overdue_calls_enabled;
+        is_on.then(|| self.now / (threshold.as_nanos() as u64 / 4))
     }
 
     fn would_open(&self) -> bool {
@@ -227,15 +375,20 @@ impl Model {
         let reached = |part: usize, share: Option<f64>| {
             share.is_some_and(|share| part > 0 && part as f64 >= share * window.len() as f64)
         };
-        let slow = window.iter().filter(|call| call.1).count();
-        let failed = window.iter().filter(|call| call.0).count();
+        let slow = window.iter().filter(|call| call.slow).count();
+        let failed = window.iter().filter(|call| call.failed).count();
         let rates = window.len() >= self.required()
             && (reached(failed, self.config.error_rate_threshold)
                 || reached(slow, self.config.slow_call_rate_threshold));
         self.in_a_row >= self.config.failure_threshold || rates
     }
 
-    fn window(&self) -> &[(bool, bool)] {
+    fn window(&self) -> &[Ended] {
+        if self.config.window == WindowKind::Time {
+            let since = (self.tick() + 1).saturating_sub(16);
+            let from = self.outcomes.partition_point(|call| call.tick < since);
+            return &self.outcomes[from..];
+        }
         let from = self
             .outcomes
             .len()
@@ -266,6 +419,7 @@ impl Model {
 
     fn resize(&mut self, window_size: u32) {
         let counts = matches!(self.phase, Phase::Closed | Phase::MetricsOnly);
+        let counts = counts && self.config.window == WindowKind::Count;
         if counts && memory(window_size) > self.memory {
             let from = self.outcomes.len().saturating_sub(self.memory);
             self.outcomes.drain(..from);
@@ -279,9 +433,14 @@ impl Model {
         let Config {
             min_calls_before_evaluation,
             window_size,
+            window,
             ..
         } = self.config;
-        min_calls_before_evaluation.min(window_size) as usize
+        let most = match window {
+            WindowKind::Count => window_size,
+            WindowKind::Time => u32::MAX,
+        };
+        min_calls_before_evaluation.min(most) as usize
     }
 
     fn state(&self) -> State {
@@ -289,10 +448,17 @@ impl Model {
             Phase::Closed => State::Closed,
             Phase::Open { until } if until <= self.now => State::HalfOpen,
             Phase::Open { .. } | Phase::Forced => State::Open,
-            Phase::HalfOpen { .. } => State::HalfOpen,
+            Phase::HalfOpen { .. } | Phase::Ramp { .. } => State::HalfOpen,
             Phase::Disabled => State::Disabled,
             Phase::MetricsOnly => State::MetricsOnly,
         }
+    }
+}
+
+fn asked(outcome: Outcome) -> Option<Duration> {
+    match outcome {
+        Outcome::RetryAfter(wait) => Some(wait).filter(|wait| !wait.is_zero()),
+        _ => None,
     }
 }
 
@@ -316,14 +482,37 @@ fn configs() -> impl Strategy<Value = Config> {
             prop_oneof![Just(None), Just(Some(0)), (1..=10_u64).prop_map(Some)],
         ),
         prop_oneof![Just(None), (0..=10_u64).prop_map(Some)],
+        (
+            prop_oneof![Just(WindowKind::Count), Just(WindowKind::Time)],
+            prop_oneof![Just(3), Just(16), Just(40)],
+            any::<bool>(),
+            any::<bool>(),
+            prop_oneof![
+                6 => Just(State::Closed),
+                1 => Just(State::Open),
+                1 => Just(State::HalfOpen),
+                1 => Just(State::MetricsOnly),
+                1 => Just(State::Disabled),
+            ],
+        ),
     )
         .prop_map(
-            |((failures, successes, probes, window, min), (errors, slow, cancelled), slow_at)| {
+            |(
+                (failures, successes, probes, window_size, min),
+                (errors, slow, cancelled),
+                slow_at,
+                (window, span, watches, ramps, initial_state),
+            )| {
                 Config {
+                    window,
+                    window_duration: Duration::from_secs(span),
+                    overdue_calls_enabled: watches && slow.and(slow_at).is_some_and(|at| at > 0),
+                    ramp_enabled: ramps,
+                    initial_state,
                     failure_threshold: failures * if failures > 4 { 1000 } else { 1 },
                     success_threshold: successes,
                     half_open_requests: probes,
-                    window_size: window,
+                    window_size,
                     min_calls_before_evaluation: min,
                     error_rate_threshold: errors,
                     slow_call_rate_threshold: slow_at.and(slow),
@@ -340,9 +529,11 @@ fn configs() -> impl Strategy<Value = Config> {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let asks = (0..50_u64).prop_map(|wait| Outcome::RetryAfter(Duration::from_secs(wait)));
     let outcome = prop_oneof![
         4 => Just(Outcome::Success),
-        4 => Just(Outcome::Failure),
+        3 => Just(Outcome::Failure),
+        1 => asks.clone(),
         1 => Just(Outcome::Ignored),
         1 => Just(Outcome::Cancelled),
     ];
@@ -355,9 +546,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Order::Enable),
     ];
     let step = prop_oneof![
-        20 => Just(Step::Begin),
+        20 => (0.0..1.0).prop_map(Step::Begin),
         20 => (any::<usize>(), outcome.clone()).prop_map(|(n, outcome)| Step::End(n, outcome)),
-        10 => prop_oneof![Just(Outcome::Success), Just(Outcome::Failure)].prop_map(Step::Record),
+        10 => prop_oneof![
+            4 => Just(Outcome::Success),
+            3 => Just(Outcome::Failure),
+            1 => asks
+        ].prop_map(Step::Record),
         6 => (0..8_u64).prop_map(Step::Pass),
         1 => order.prop_map(Step::Tell),
         1 => (1..=600_u32).prop_map(Step::Resize),
@@ -374,28 +569,25 @@ proptest! {
     #[test]
     fn the_machine_decides_as_a_naive_model_does(config in configs(), steps in steps()) {
         let machine = Machine::new(&config).unwrap();
-        let mut model = Model {
-            config,
-            now: 0,
-            generation: 0,
-            phase: Phase::Closed,
-            outcomes: Vec::new(),
-            memory: 0,
-            resized: false,
-            in_a_row: 0,
-            openings_in_a_row: 0,
-            totals: Totals::default(),
-        };
-        model.memory = memory(model.config.window_size);
+        // An open breaker begins its wait when it is first looked at.
+        machine.settle(Timestamp::ZERO, DRAW);
+        let _ = machine.snapshot(Timestamp::ZERO);
+        let mut model = Model::new(config);
         let mut in_flight: Vec<(usize, u64, u64, Permit)> = Vec::new();
         for (id, step) in steps.into_iter().enumerate() {
             let now = Timestamp::from_nanos(model.now);
             match step {
-                Step::Begin => {
-                    let (result, _) = machine.try_acquire(now, DRAW);
-                    let generation = model.begin(id);
+                Step::Begin(draw) => {
+                    let (result, _) = machine.try_acquire(now, draw);
+                    let generation = model.begin(id, draw);
                     prop_assert_eq!(result.is_ok(), generation.is_some(), "step {}: {:?}", id, &result);
-                    if let (Ok(permit), Some(generation)) = (result, generation) {
+                    if let (Ok(mut permit), Some(generation)) = (result, generation) {
+                        if machine.watches() {
+                            let verdict;
+                            (permit, verdict) = machine.watch(permit);
+                            carry_out(&machine, verdict, now);
+                            model.watch(id);
+                        }
                         in_flight.push((id, generation, model.now, permit));
                     }
                 }
@@ -437,8 +629,8 @@ proptest! {
             prop_assert_eq!(found.consecutive_failures, model.in_a_row, "step {}", id);
             let in_window = (found.window_calls, found.window_failures, found.window_slow);
             let window = model.window();
-            let failed = window.iter().filter(|call| call.0).count() as u32;
-            let slow = window.iter().filter(|call| call.1).count() as u32;
+            let failed = window.iter().filter(|call| call.failed).count() as u32;
+            let slow = window.iter().filter(|call| call.slow).count() as u32;
             prop_assert_eq!(in_window, (window.len() as u32, failed, slow), "step {}", id);
             let totals = Totals {
                 calls: found.calls,
