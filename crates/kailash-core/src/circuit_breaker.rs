@@ -180,7 +180,7 @@ impl Machine {
         };
         let generation = permit.generation;
         let bits = self.word.load(Ordering::Acquire);
-        if generation != state::generation(bits) || !state::counts(bits) {
+        if generation != state::generation(bits) || !Word::unpack(bits).phase.has_window() {
             return (permit, Verdict::Unchanged);
         }
         let quarter = self.settings.quarter(now);
@@ -361,11 +361,7 @@ impl Machine {
         }
         let bits = self.word.load(Ordering::Acquire);
         let word = Word::unpack(bits);
-        let counts = matches!(
-            word.phase,
-            Phase::Closed | Phase::MetricsOnly | Phase::Ramp { .. }
-        );
-        if word.generation != permit.generation || !counts {
+        if word.generation != permit.generation || !word.phase.has_window() {
             return Verdict::Unchanged;
         }
         let still_counts = match permit.role() {

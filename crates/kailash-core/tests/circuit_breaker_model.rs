@@ -217,7 +217,13 @@ impl Model {
                 failed: false,
                 slow: true,
             };
-            self.outcomes.extend((0..overdue).map(|_| ended));
+            let most = match self.config.window {
+                // More would only push each other out of it.
+                WindowKind::Count => u64::from(self.config.window_size),
+                WindowKind::Time => u64::MAX,
+            };
+            let written = overdue.min(most);
+            self.outcomes.extend((0..written).map(|_| ended));
             self.look(None);
         }
         if self.generation == generation {

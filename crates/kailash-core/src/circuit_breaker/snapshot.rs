@@ -182,13 +182,11 @@ impl Machine {
 
     fn tally(&self, bits: u64, now: Timestamp) -> Tally {
         let word = Word::unpack(bits);
-        match word.phase {
-            Phase::Closed | Phase::MetricsOnly | Phase::Ramp { .. } => {
-                let window = self.window(word.generation);
-                window.tally(word.generation, self.extent(Some(now)))
-            }
-            _ => Tally::default(),
+        if !word.phase.has_window() {
+            return Tally::default();
         }
+        let window = self.window(word.generation);
+        window.tally(word.generation, self.extent(Some(now)))
     }
 
     /// What it has counted since it was made.

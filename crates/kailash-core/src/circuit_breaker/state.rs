@@ -133,6 +133,11 @@ pub(super) enum Phase {
 }
 
 impl Phase {
+    /// Whether outcomes go into a window and are judged by its rules.
+    pub(super) fn has_window(self) -> bool {
+        matches!(self, Self::Closed | Self::MetricsOnly | Self::Ramp { .. })
+    }
+
     /// The state as it was told, whatever time has brought since.
     pub(super) fn state(self) -> State {
         match self {
