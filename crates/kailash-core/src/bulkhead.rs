@@ -16,6 +16,8 @@
 //!              └──► left, expired, evicted, closed: never starts
 //! ```
 //!
+//! Partitions may stand under a common ceiling: [`Queues`] then holds all their queues.
+//!
 //! # Why no wake-up is lost and nobody barges
 //!
 //! Whenever the lock is free, **queued > 0 implies active >= limit**. A newcomer is counted as queued
@@ -26,11 +28,16 @@
 //! running as long as anybody waits; and since a slot is taken without the lock only from a word
 //! with queued = 0, no newcomer passes a waiter.
 
-pub use config::{PartitionConfig, PartitionType, Priority};
+pub use ceiling::{Decided, Denied, Member, Queues};
+pub use config::{PartitionConfig, PartitionType, Priority, QueueOrder};
 pub use limit::{Occupancy, Released, Slots};
 pub use queue::{Entry, HandOver, Queue, Ticket};
+pub use runs::Runs;
 pub use wait::Waits;
 
+mod ceiling;
+#[cfg(all(test, not(kailash_loom)))]
+mod ceiling_model;
 mod config;
 mod limit;
 #[cfg(all(test, kailash_loom))]
@@ -38,4 +45,5 @@ mod loom_tests;
 #[cfg(all(test, not(kailash_loom)))]
 mod model;
 mod queue;
+mod runs;
 mod wait;

@@ -18,6 +18,7 @@ struct Core {
     queue: Queue<String>,
     config: PartitionConfig,
     waiting: BTreeMap<String, (Ticket, Timestamp)>,
+    running: BTreeMap<String, Timestamp>,
     now: Timestamp,
     news: News,
 }
@@ -30,6 +31,7 @@ impl Shell for Core {
             queue: Queue::new(&config),
             config,
             waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
             now: Timestamp::ZERO,
             news: News::new(),
         })
@@ -44,6 +46,9 @@ impl Shell for Core {
             Action::Acquire => self.acquire(call, step.priority, step.timeout),
             Action::TryAcquire => self.try_acquire(call),
             Action::Release => {
+                let started = self.running.remove(call).unwrap();
+                let ran = self.now.since(started);
+                self.slots.runs().record(ran, self.now);
                 if self.slots.release() == Released::Wanted {
                     self.hand_over();
                 }
@@ -79,6 +84,9 @@ impl Core {
     fn learns(&mut self, call: &str, what: &str) {
         if what != "waiting" {
             self.waiting.remove(call);
+        }
+        if what == "started" {
+            self.running.insert(call.to_owned(), self.now);
         }
         let earlier = self.news.insert(call.to_owned(), what.to_owned());
         assert_eq!(earlier, None, "{call} learns two things at once");
@@ -121,6 +129,7 @@ impl Core {
             Entry::Refused(Occupancy {
                 is_closed: true, ..
             }) => self.learns(call, "closed"),
+            Entry::Hopeless(_) => self.learns(call, "hopeless"),
             Entry::Refused(_) if self.config.queue_size == 0 => self.learns(call, "busy"),
             Entry::Refused(_) => self.learns(call, "queue_full"),
         }
@@ -139,6 +148,7 @@ impl Core {
             match self.queue.hand_over(&self.slots, self.now) {
                 HandOver::Start(call) => return self.learns(&call, "started"),
                 HandOver::Expired(call) => self.learns(&call, "waited"),
+                HandOver::Hopeless(call) => self.learns(&call, "hopeless"),
                 HandOver::Free { .. } => return,
             }
         }

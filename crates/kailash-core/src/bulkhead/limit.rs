@@ -4,6 +4,8 @@ use core::fmt;
 // Counts decide nothing; a model checker need not see them.
 use core::sync::atomic::{AtomicU32 as Peak, AtomicU64 as Count};
 
+use super::ceiling::Denied;
+use super::runs::Runs;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The largest limit, and the largest queue.
@@ -36,6 +38,7 @@ pub struct Slots {
     started: Count,
     refused: Count,
     peak: Peak,
+    runs: Runs,
 }
 
 /// What the word of a partition's slots says at one moment.
@@ -73,6 +76,7 @@ impl Slots {
             started: Count::new(0),
             refused: Count::new(0),
             peak: Peak::new(0),
+            runs: Runs::new(),
         }
     }
 
@@ -85,6 +89,27 @@ impl Slots {
         self.update(is_free, |word| word + ONE_ACTIVE)
             .map(|word| self.count_start(word))
             .map_err(occupancy)
+    }
+
+    /// Takes a free slot of this partition and one of the ceiling over it, which both are to be given back.
+    ///
+    /// # Errors
+    /// When either has none, or somebody waits for one; then neither is held, unless the error says so.
+    #[inline]
+    pub fn try_acquire_under(&self, ceiling: &Self) -> Result<(), Denied> {
+        let taken = self.update(is_free, |word| word + ONE_ACTIVE);
+        let word = taken.map_err(|word| Denied {
+            occupancy: occupancy(word),
+            released: Released::Free,
+        })?;
+        if ceiling.try_acquire().is_ok() {
+            self.count_start(word);
+            return Ok(());
+        }
+        Err(Denied {
+            occupancy: occupancy(word - ONE_ACTIVE),
+            released: self.release(),
+        })
     }
 
     /// Takes a slot though none may be free, for work that goes on after its call has given up.
@@ -147,6 +172,12 @@ impl Slots {
         self.peak.load(Ordering::Relaxed)
     }
 
+    /// How long the newest calls ran, as far as their shell says so.
+    #[must_use]
+    pub const fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
     /// Counts a waiter in, unless a slot is free or the partition is closed; under the lock.
     pub(super) fn join_queue(&self) -> Result<(), Occupancy> {
         let is_full = |word| !is_free(word) && word & CLOSED == 0;
@@ -170,6 +201,46 @@ impl Slots {
     pub(super) fn take_for_queue(&self) -> bool {
         let has_room = |word| queued(word) > 0 && active(word) < limit(word);
         self.update(has_room, |word| word + ONE_ACTIVE).is_ok()
+    }
+
+    /// Counts a waiter in, though a slot may be free: [`Queues`](super::Queues) then settles; under the lock.
+    pub(super) fn count_waiter(&self) {
+        self.always(|word| word + ONE_QUEUED);
+    }
+
+    /// Whether somebody waits though there is room; under the lock.
+    pub(super) fn is_held_up(&self) -> bool {
+        let word = self.word.load(Ordering::Acquire);
+        queued(word) > 0 && active(word) < limit(word)
+    }
+
+    /// Frees a slot though somebody may wait; whether it was the last of a closed partition; under the lock.
+    pub(super) fn fall(&self) -> bool {
+        let word = self.always(|word| word - ONE_ACTIVE);
+        word & CLOSED != 0 && word & MASK == 0
+    }
+
+    /// Of a ceiling: frees a slot that is one too many; under the lock.
+    pub(super) fn drop_surplus(&self) -> bool {
+        let has_surplus = |word| active(word) > limit(word);
+        self.update(has_surplus, |word| word - ONE_ACTIVE).is_ok()
+    }
+
+    /// Of a ceiling: takes a slot for a waiter of some partition; under the lock.
+    pub(super) fn take_room(&self) -> bool {
+        let has_room = |word| active(word) < limit(word);
+        let taken = self.update(has_room, |word| word + ONE_ACTIVE);
+        taken.map(|word| self.count_start(word)).is_ok()
+    }
+
+    /// Of a ceiling: notes how many partitions it holds up, unless it has room for one; under the lock.
+    pub(super) fn count_held_up(&self, partitions: usize) -> bool {
+        let partitions = u64::try_from(partitions).map_or(MASK, |count| count.min(MASK));
+        let is_true = |word| partitions == 0 || active(word) >= limit(word);
+        self.update(is_true, |word| {
+            word & !(MASK << QUEUED) | partitions << QUEUED
+        })
+        .is_ok()
     }
 
     /// Changes the limit; under the lock.

@@ -3,8 +3,12 @@
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::sync::{Arc, Mutex, MutexGuard, Notify};
 use loom::thread;
+use std::vec::Vec;
 
-use super::{Entry, HandOver, PartitionConfig, PartitionType, Priority, Queue, Released, Slots};
+use super::{
+    Decided, Entry, HandOver, Member, PartitionConfig, PartitionType, Priority, Queue, Queues,
+    Released, Slots, Ticket,
+};
 use crate::time::Timestamp;
 
 const NOW: Timestamp = Timestamp::ZERO;
@@ -23,6 +27,18 @@ struct Waiter {
 }
 
 impl Waiter {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            notify: Notify::new(),
+            has_started: AtomicBool::new(false),
+        })
+    }
+
+    fn start(&self) {
+        self.has_started.store(true, Ordering::Release);
+        self.notify.notify();
+    }
+
     fn wait(&self) {
         while !self.has_started.load(Ordering::Acquire) {
             // May return without a reason.
@@ -47,14 +63,11 @@ impl Shell {
     }
 
     /// A slot at once, or a place in the queue.
-    fn enter(&self) -> Option<(super::Ticket, Arc<Waiter>)> {
+    fn enter(&self) -> Option<(Ticket, Arc<Waiter>)> {
         if self.slots.try_acquire().is_ok() {
             return None;
         }
-        let waiter = Arc::new(Waiter {
-            notify: Notify::new(),
-            has_started: AtomicBool::new(false),
-        });
+        let waiter = Waiter::new();
         let token = Arc::clone(&waiter);
         match self
             .lock()
@@ -62,7 +75,9 @@ impl Shell {
         {
             Entry::Started => None,
             Entry::Waiting { ticket, .. } => Some((ticket, waiter)),
-            Entry::Refused(occupancy) => panic!("refused: {occupancy:?}"),
+            Entry::Refused(occupancy) | Entry::Hopeless(occupancy) => {
+                panic!("refused: {occupancy:?}")
+            }
         }
     }
 
@@ -103,12 +118,9 @@ impl Shell {
 
 fn start(handed: HandOver<Arc<Waiter>>) {
     match handed {
-        HandOver::Start(waiter) => {
-            waiter.has_started.store(true, Ordering::Release);
-            waiter.notify.notify();
-        }
+        HandOver::Start(waiter) => waiter.start(),
         HandOver::Free { .. } => {}
-        HandOver::Expired(_) => panic!("nobody has a deadline"),
+        HandOver::Expired(_) | HandOver::Hopeless(_) => panic!("nobody has a deadline"),
     }
 }
 
@@ -264,4 +276,218 @@ fn loom_whoever_gives_the_last_slot_of_a_closed_partition_back_learns_it() {
         assert!(drained || told.contains(&true));
         shell.assert_whole();
     });
+}
+
+/// A shell of two partitions under one ceiling.
+struct House {
+    ceiling: Slots,
+    rooms: [(Member, std::sync::Arc<Slots>); 2],
+    queues: Mutex<Queues<Arc<Waiter>>>,
+    inside: AtomicU32,
+}
+
+const A: usize = 0;
+const B: usize = 1;
+
+impl House {
+    fn new(ceiling: u32, limits: [u32; 2]) -> Arc<Self> {
+        let mut queues = Queues::new();
+        let rooms = limits.map(|limit| {
+            let slots = std::sync::Arc::new(Slots::new(limit));
+            (queues.join(slots.clone(), &config(limit)), slots)
+        });
+        Arc::new(Self {
+            ceiling: Slots::new(ceiling),
+            rooms,
+            queues: Mutex::new(queues),
+            inside: AtomicU32::new(0),
+        })
+    }
+
+    /// Does something under the lock, and starts whom it lets start.
+    fn locked<R>(
+        &self,
+        work: impl FnOnce(&mut Queues<Arc<Waiter>>, &mut Vec<Decided<Arc<Waiter>>>) -> R,
+    ) -> R {
+        let mut decided = Vec::new();
+        let mut queues = self
+            .queues
+            .lock()
+            .expect("no thread panics in a sound model");
+        let result = work(&mut queues, &mut decided);
+        for decided in decided {
+            let Decided::Start(waiter) = decided else {
+                panic!("nobody has a deadline");
+            };
+            waiter.start();
+        }
+        result
+    }
+
+    fn try_acquire(&self, room: usize) -> bool {
+        let (member, slots) = &self.rooms[room];
+        let Err(denied) = slots.try_acquire_under(&self.ceiling) else {
+            return true;
+        };
+        if denied.released == Released::Wanted {
+            self.locked(|queues, decided| queues.step_back(&self.ceiling, *member, NOW, decided));
+        }
+        false
+    }
+
+    fn enter(&self, room: usize) -> Option<(Ticket, Arc<Waiter>)> {
+        if self.try_acquire(room) {
+            return None;
+        }
+        let waiter = Waiter::new();
+        let token = Arc::clone(&waiter);
+        let (member, _) = self.rooms[room];
+        let entry = self.locked(|queues, decided| {
+            let priority = Priority::default();
+            queues.enter(&self.ceiling, member, priority, NOW, NEVER, token, decided)
+        });
+        match entry {
+            Entry::Started => None,
+            Entry::Waiting { ticket, .. } => Some((ticket, waiter)),
+            Entry::Refused(occupancy) | Entry::Hopeless(occupancy) => {
+                panic!("refused: {occupancy:?}")
+            }
+        }
+    }
+
+    fn call(&self, room: usize, ceiling: u32) {
+        if let Some((_, waiter)) = self.enter(room) {
+            waiter.wait();
+        }
+        self.run(room, ceiling);
+    }
+
+    fn run(&self, room: usize, ceiling: u32) {
+        assert!(self.inside.fetch_add(1, Ordering::Relaxed) < ceiling);
+        self.inside.fetch_sub(1, Ordering::Relaxed);
+        self.release(room);
+    }
+
+    fn release(&self, room: usize) {
+        let (member, slots) = &self.rooms[room];
+        if slots.release() == Released::Wanted {
+            self.locked(|queues, decided| queues.give_back(&self.ceiling, *member, NOW, decided));
+        } else if self.ceiling.release() == Released::Wanted {
+            self.locked(|queues, decided| queues.pass_on(&self.ceiling, NOW, decided));
+        }
+    }
+
+    fn assert_whole(&self) {
+        let rooms = self.rooms.each_ref().map(|(_, slots)| slots.occupancy());
+        for occupancy in [self.ceiling.occupancy(), rooms[A], rooms[B]] {
+            assert_eq!((occupancy.active, occupancy.queued), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn loom_under_a_ceiling_every_call_runs_and_never_too_many() {
+    // A partition that is full itself, and one that only the ceiling holds up.
+    for limits in [[1, 1], [2, 2]] {
+        model(move || {
+            let house = House::new(1, limits);
+            let others = [A, B].map(|room| {
+                let house = Arc::clone(&house);
+                thread::spawn(move || house.call(room, 1))
+            });
+            house.call(A, 1);
+            for other in others {
+                other.join().unwrap();
+            }
+            house.assert_whole();
+        });
+    }
+}
+
+#[test]
+fn loom_a_waiter_that_leaves_a_ceiling_loses_no_slot() {
+    model(|| {
+        let house = House::new(1, [1, 1]);
+        assert!(house.enter(A).is_none());
+        let (ticket, _waiter) = house.enter(B).expect("the ceiling is reached");
+        let others = [
+            {
+                let house = Arc::clone(&house);
+                thread::spawn(move || house.release(A))
+            },
+            {
+                let house = Arc::clone(&house);
+                thread::spawn(move || house.call(A, 1))
+            },
+        ];
+        let (member, _) = house.rooms[B];
+        let left = house
+            .locked(|queues, decided| queues.leave(&house.ceiling, member, ticket, NOW, decided));
+        if left.is_none() {
+            house.release(B);
+        }
+        for other in others {
+            other.join().unwrap();
+        }
+        house.assert_whole();
+    });
+}
+
+#[test]
+fn loom_a_newcomer_passes_no_waiter_under_a_ceiling() {
+    for (waits, comes) in [(A, A), (A, B)] {
+        model(move || {
+            let house = House::new(1, [2, 2]);
+            assert!(house.enter(B).is_none());
+            let (_, waiter) = house.enter(waits).expect("the ceiling is reached");
+            let newcomer = {
+                let (house, waiter) = (Arc::clone(&house), Arc::clone(&waiter));
+                thread::spawn(move || {
+                    if house.try_acquire(comes) {
+                        assert!(waiter.has_started.load(Ordering::Acquire));
+                        house.run(comes, 1);
+                    }
+                })
+            };
+            let releaser = {
+                let house = Arc::clone(&house);
+                thread::spawn(move || house.release(B))
+            };
+            waiter.wait();
+            house.run(waits, 1);
+            newcomer.join().unwrap();
+            releaser.join().unwrap();
+            house.assert_whole();
+        });
+    }
+}
+
+#[test]
+fn loom_a_changed_ceiling_starts_waiters_whatever_else_goes_on() {
+    // Raised from 1 to 2, and lowered to 1 while two run.
+    for (before, after) in [(1, 2), (2, 1)] {
+        model(move || {
+            let house = House::new(before, [2, 2]);
+            for _ in 0..before {
+                assert!(house.enter(A).is_none());
+            }
+            let others = [
+                {
+                    let house = Arc::clone(&house);
+                    thread::spawn(move || (0..before).for_each(|_| house.release(A)))
+                },
+                {
+                    let house = Arc::clone(&house);
+                    thread::spawn(move || house.call(B, 2))
+                },
+            ];
+            house.locked(|queues, decided| {
+                queues.set_ceiling(&house.ceiling, after, NOW, decided);
+            });
+            for other in others {
+                other.join().unwrap();
+            }
+            house.assert_whole();
+        });
+    }
 }

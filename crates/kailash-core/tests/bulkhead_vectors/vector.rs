@@ -46,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) max_threads: Option<u32>,
     pub(crate) max_connections: Option<u32>,
     pub(crate) evict_lower_priority: Option<bool>,
+    pub(crate) queue_order: Option<String>,
+    pub(crate) reject_hopeless: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -112,6 +114,10 @@ impl Config {
             evict_lower_priority: self
                 .evict_lower_priority
                 .unwrap_or(own.evict_lower_priority),
+            queue_order: self
+                .queue_order
+                .map_or(own.queue_order, |order| order.parse().unwrap()),
+            reject_hopeless: self.reject_hopeless.unwrap_or(own.reject_hopeless),
             ..own
         }
     }
@@ -132,7 +138,7 @@ pub(crate) fn check_all<S: Shell>() {
         check::<S>(&name, vector);
         count += 1;
     }
-    assert!(count >= 18, "only {count} vectors were found");
+    assert!(count >= 23, "only {count} vectors were found");
 }
 
 fn check<S: Shell>(name: &str, vector: Vector) {
