@@ -33,7 +33,6 @@ pub use config::{PartitionConfig, PartitionType, Priority, QueueOrder};
 pub use limit::{Occupancy, Released, Slots};
 pub use queue::{Entry, HandOver, Queue, Ticket};
 pub use runs::Runs;
-pub use wait::Waits;
 
 mod ceiling;
 #[cfg(all(test, not(kailash_loom)))]
@@ -46,4 +45,3 @@ mod loom_tests;
 mod model;
 mod queue;
 mod runs;
-mod wait;

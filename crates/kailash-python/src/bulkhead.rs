@@ -416,6 +416,7 @@ pub(crate) fn raise_full(py: Python<'_>, full: &Full) -> PyErr {
 }
 
 fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<PartitionConfig> {
+    let object = settings;
     let build = |settings: &Settings<'_, '_>| {
         let partition_type: PartitionType = settings
             .text("_type_word")?
@@ -429,6 +430,13 @@ fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<PartitionConfig> {
             max_threads: settings.optional_whole("max_threads")?,
             max_connections: settings.optional_whole("max_connections")?,
             evict_lower_priority: settings.flag("evict_lower_priority")?,
+            queue_order: settings.text("queue_order")?.parse().map_err(
+                |error: kailash::ConfigError| {
+                    let given = object.getattr(error.field).ok();
+                    config::raise(object.py(), &error, given)
+                },
+            )?,
+            reject_hopeless: settings.flag("reject_hopeless")?,
             ..PartitionConfig::new(settings.text("name")?, partition_type)
         })
     };
@@ -452,6 +460,8 @@ fn config_to_dict<'py>(py: Python<'py>, config: &PartitionConfig) -> PyResult<Bo
     dict.set_item("priority", config.priority)?;
     dict.set_item("queue_size", config.queue_size)?;
     dict.set_item("evict_lower_priority", config.evict_lower_priority)?;
+    dict.set_item("queue_order", config.queue_order.as_str())?;
+    dict.set_item("reject_hopeless", config.reject_hopeless)?;
     Ok(dict)
 }
 

@@ -28,29 +28,34 @@ use std::fmt;
 use std::future::Future;
 use std::mem;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use kailash_core::bulkhead::{Entry, HandOver, Occupancy, Queue, Released, Slots};
+use kailash_core::bulkhead::{Occupancy, Slots};
 use kailash_core::config::ConfigError;
 use kailash_core::time::Timestamp;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::histogram::{self, Histogram};
+use line::{Ceiling, Entered, Line, NoPlace};
 use threads::Threads;
-use waiting::{Verdict, Waiter};
+use waiting::Waiter;
 
 pub use error::{Closed, Full, Reason, RunError, TimedOut, UnknownPartition};
+pub use event::{Event, EventKind, Events};
 pub use job::{Job, Panicked};
-pub use kailash_core::bulkhead::{PartitionConfig, PartitionType, Priority};
-pub use manager::Manager;
+pub use kailash_core::bulkhead::{PartitionConfig, PartitionType, Priority, QueueOrder};
+pub use manager::{CeilingSnapshot, Manager};
 pub use waiting::Waiting;
 
 mod error;
+mod event;
 mod job;
+mod line;
 mod manager;
 mod threads;
 mod waiting;
@@ -77,9 +82,11 @@ mod waiting;
 pub struct Partition(Arc<Inner>);
 
 struct Inner {
-    slots: Slots,
+    slots: Arc<Slots>,
+    line: Line,
+    /// Whether calls that hold a slot are timed, and told of.
+    is_timed: AtomicBool,
     name: Arc<str>,
-    queue: Mutex<Queue<Arc<Waiter>>>,
     settings: ArcSwap<Settings>,
     threads: Threads,
     clock: Clock,
@@ -87,6 +94,10 @@ struct Inner {
     evicted: AtomicU64,
     expired: AtomicU64,
     timed_out: AtomicU64,
+    waits: Histogram,
+    runs: Histogram,
+    /// Made by the first subscriber.
+    events: OnceLock<broadcast::Sender<Event>>,
 }
 
 struct Settings {
@@ -107,14 +118,21 @@ pub struct Admission {
 
 /// A slot of a partition; dropping it gives it back, to the next waiter if there is one.
 #[must_use = "a permit that is dropped at once holds nothing"]
-pub struct Permit<'a>(&'a Partition);
+pub struct Permit<'a> {
+    partition: &'a Partition,
+    since: Timestamp,
+}
 
 /// A [`Permit`] that lives as long as one likes.
 #[must_use = "a permit that is dropped at once holds nothing"]
 pub struct OwnedPermit {
     // `None` once another permit stands for the slot.
     partition: Option<Partition>,
+    since: Timestamp,
 }
+
+/// Since when a call runs that nobody times.
+const UNTIMED: Timestamp = Timestamp::NEVER;
 
 /// What a partition is doing and has done so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +166,11 @@ pub struct Snapshot {
     pub wait_p50: Duration,
     /// The wait for a slot that 99 of 100 calls that ran did not exceed, at most an eighth too long.
     pub wait_p99: Duration,
+    /// How long half of the timed calls held their slots at most, at most an eighth too long; see
+    /// [`Partition::runs`].
+    pub run_p50: Duration,
+    /// How long 99 of 100 timed calls held their slots at most, at most an eighth too long.
+    pub run_p99: Duration,
 }
 
 /// How a partition's end went.
@@ -188,11 +211,22 @@ impl Partition {
     /// # Errors
     /// When a field of `config` is out of its range.
     pub fn with_clock(config: PartitionConfig, clock: Clock) -> Result<Self, ConfigError> {
+        Self::under(None, config, clock)
+    }
+
+    fn under(
+        ceiling: Option<&Arc<Ceiling>>,
+        config: PartitionConfig,
+        clock: Clock,
+    ) -> Result<Self, ConfigError> {
         let priority = config.validate()?;
+        let slots = Arc::new(Slots::new(config.max_concurrent_operations));
+        let own = || Line::own(&config);
         Ok(Self(Arc::new(Inner {
-            slots: Slots::new(config.max_concurrent_operations),
+            line: ceiling.map_or_else(own, |ceiling| Line::under(ceiling, &slots, &config)),
+            slots,
+            is_timed: AtomicBool::new(config.reject_hopeless),
             name: config.name.as_str().into(),
-            queue: Mutex::new(Queue::new(&config)),
             threads: Threads::new(config.threads()),
             settings: ArcSwap::from_pointee(Settings { config, priority }),
             clock,
@@ -200,6 +234,9 @@ impl Partition {
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             timed_out: AtomicU64::new(0),
+            waits: Histogram::new(),
+            runs: Histogram::new(),
+            events: OnceLock::new(),
         })))
     }
 
@@ -232,21 +269,21 @@ impl Partition {
                 allowed,
             ));
         }
-        let now = self.0.clock.now();
-        let mut started = Vec::new();
-        {
-            let mut queue = self.0.queue();
-            queue.reconfigure(&self.0.slots, &config);
-            self.0.threads.resize(self.name(), config.threads());
-            self.0
+        let inner = &*self.0;
+        let (to, mut from) = (config.max_concurrent_operations, 0);
+        inner.change(&config, || {
+            from = inner.settings.load().config.max_concurrent_operations;
+            inner.threads.resize(self.name(), config.threads());
+            let is_timed = config.reject_hopeless || inner.events.get().is_some();
+            inner.is_timed.store(is_timed, Ordering::Relaxed);
+            let config = config.clone();
+            inner
                 .settings
                 .store(Arc::new(Settings { config, priority }));
-            while queue.take_for_waiter(&self.0.slots) {
-                // Never the last of a closed partition: that has no waiters.
-                self.0.hand_over(&mut queue, now, &mut started);
-            }
+        });
+        if from != to {
+            inner.tell(EventKind::LimitChanged { from, to });
         }
-        wake(started);
         // Whoever changed it last: the newest settings count.
         let threads = self.0.settings.load().config.threads();
         self.0.threads.resize(self.name(), threads);
@@ -259,8 +296,8 @@ impl Partition {
     /// When no slot is free or somebody waits for one, or the partition is closed.
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit<'_>, Full> {
-        match self.0.slots.try_acquire() {
-            Ok(()) => Ok(Permit(self)),
+        match self.0.take_slot() {
+            Ok(()) => Ok(Permit::new(self)),
             Err(occupancy) => Err(self.0.refuse(occupancy, Reason::Busy)),
         }
     }
@@ -318,29 +355,17 @@ impl Partition {
         let timeout = admission.timeout.or(settings.config.timeout);
         let deadline = timeout.map_or(Timestamp::NEVER, |timeout| now + timeout);
 
-        let mut queue = inner.queue();
-        if !queue.has_place(priority) {
-            drop(queue);
-            return Err(inner.refuse(inner.slots.occupancy(), Reason::QueueFull));
-        }
-        let waiter = Arc::new(Waiter::default());
-        let entry = queue.enter(&inner.slots, priority, now, deadline, Arc::clone(&waiter));
-        match entry {
-            Entry::Started => Ok(Waiting::ready(Permit(self).into_owned())),
-            Entry::Refused(occupancy) => {
-                drop(queue);
-                Err(inner.refuse(occupancy, Reason::QueueFull))
-            }
-            Entry::Waiting { ticket, evicted } => {
-                if let Some(evicted) = &evicted {
-                    evicted.decide(Verdict::Evicted);
-                }
-                drop(queue);
+        match inner.enter(priority, now, deadline) {
+            Ok(Entered::Started) => Ok(Waiting::ready(Permit::new(self).into_owned())),
+            Ok(Entered::Waiting(ticket, waiter, over)) => {
                 // Before the waking, which is foreign code: the place must have an owner by then.
-                let waiting = Waiting::queued(self.clone(), ticket, waiter, deadline);
-                wake(evicted);
+                let waiting = Waiting::queued(self.clone(), ticket, waiter, now, deadline);
+                inner.tell(EventKind::Queued);
+                wake(over);
                 Ok(waiting)
             }
+            Err(NoPlace::QueueFull(occupancy)) => Err(inner.refuse(occupancy, Reason::QueueFull)),
+            Err(NoPlace::Hopeless(occupancy)) => Err(inner.refuse(occupancy, Reason::Hopeless)),
         }
     }
 
@@ -364,7 +389,7 @@ impl Partition {
         future: F,
     ) -> Result<F::Output, RunError> {
         let deadline = self.deadline(admission);
-        let permit = self.acquire_by(admission, deadline).await?;
+        let permit = self.acquire_by(admission, deadline).await?.timed();
         let future = CURRENT.scope(self.clone(), future);
         let result = match deadline {
             None => Ok(future.await),
@@ -412,7 +437,7 @@ impl Partition {
         T: Send + 'static,
     {
         let deadline = self.deadline(admission);
-        let permit = self.acquire_by(admission, deadline).await?;
+        let permit = self.acquire_by(admission, deadline).await?.timed();
         let (tell, told) = oneshot::channel();
         let permit = permit.into_owned();
         let job = permit.spawn_blocking(work, |outcome| drop(tell.send(outcome)))?;
@@ -447,11 +472,10 @@ impl Partition {
     /// stopped is counted until it ends. `None` when more cannot be counted.
     #[must_use]
     pub fn take_over(&self) -> Option<OwnedPermit> {
-        let partition = Some(self.clone());
-        self.0
-            .slots
-            .take_over()
-            .then_some(OwnedPermit { partition })
+        self.0.take_over().then(|| OwnedPermit {
+            partition: Some(self.clone()),
+            since: UNTIMED,
+        })
     }
 
     /// Counts a call whose timeout was over before it started, and says so.
@@ -486,11 +510,18 @@ impl Partition {
             is_closed,
         } = inner.slots.occupancy();
         let run = inner.slots.started();
-        let (wait_p50, wait_p99) = {
-            let queue = inner.queue();
-            let percentile = |per_mille| queue.waits().percentile(per_mille, run);
-            (percentile(500), percentile(990))
+        let waits = self.waits();
+        let wait = |share: f64| {
+            // Whoever did not wait is in no bucket.
+            let (run, waited) = (run as f64, waits.count() as f64);
+            let share = 1.0 - (1.0 - share) * run / waited;
+            if share > 0.0 {
+                waits.quantile(share)
+            } else {
+                Duration::ZERO
+            }
         };
+        let runs = self.runs();
         Snapshot {
             name: Arc::clone(&inner.name),
             active,
@@ -504,32 +535,57 @@ impl Partition {
             expired: inner.expired.load(Ordering::Relaxed),
             timed_out: inner.timed_out.load(Ordering::Relaxed),
             peak_active: inner.slots.peak(),
-            wait_p50,
-            wait_p99,
+            wait_p50: wait(0.5),
+            wait_p99: wait(0.99),
+            run_p50: runs.quantile(0.5),
+            run_p99: runs.quantile(0.99),
         }
+    }
+
+    /// How long calls that came through the queue waited for their slots.
+    #[must_use]
+    pub fn waits(&self) -> histogram::Snapshot {
+        self.0.waits.snapshot()
+    }
+
+    /// How long timed calls held their slots.
+    ///
+    /// Timed are the calls of [`Partition::run`] and [`Partition::run_blocking`]; permits that are taken
+    /// by themselves only while `reject_hopeless` is on or once somebody has subscribed, since reading
+    /// the clock twice takes longer than taking a slot and giving it back.
+    #[must_use]
+    pub fn runs(&self) -> histogram::Snapshot {
+        self.0.runs.snapshot()
+    }
+
+    /// Subscribes to what happens from now on.
+    ///
+    /// A subscriber can neither delay nor break a call: one that falls more than 1,024 events behind
+    /// loses the oldest, and is told how many.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        let inner = &self.0;
+        let sender = inner.events.get_or_init(|| broadcast::channel(1024).0);
+        let receiver = sender.subscribe();
+        inner.is_timed.store(true, Ordering::Relaxed);
+        Events::new(Arc::clone(&inner.name), receiver)
     }
 
     /// Admits nobody from now on and turns away all who wait; returns how many did.
     ///
     /// Calls that run go on.
     pub fn close(&self) -> usize {
-        let waiters = {
-            let mut queue = self.0.queue();
-            let waiters = queue.close(&self.0.slots);
-            for waiter in &waiters {
-                waiter.decide(Verdict::Closed);
-            }
-            waiters
-        };
+        let waiters = self.0.close();
         let turned_away = waiters.len();
         wake(waiters);
+        self.0.tell(EventKind::Closed);
         turned_away
     }
 
     /// Closes the partition and waits until the last slot is given back, at most this long.
     ///
     /// Dropping the future leaves the partition closed.
-    pub async fn drain(&self, within: Duration) -> Drained {
+    pub async fn shutdown(&self, within: Duration) -> Drained {
         let turned_away = self.close();
         // Late is late: what is left is reported below.
         let _ = tokio::time::timeout(within, self.drained()).await;
@@ -583,7 +639,7 @@ impl Partition {
 
     #[inline]
     fn take_free(&self) -> Option<Permit<'_>> {
-        self.0.slots.try_acquire().ok().map(|()| Permit(self))
+        self.0.take_slot().ok().map(|()| Permit::new(self))
     }
 }
 
@@ -596,26 +652,45 @@ impl fmt::Debug for Partition {
     }
 }
 
-impl Permit<'_> {
+impl<'a> Permit<'a> {
+    /// A permit for a slot that has just been taken.
+    #[inline]
+    fn new(partition: &'a Partition) -> Self {
+        let since = partition.0.begin();
+        Self { partition, since }
+    }
+
+    /// The same permit, of a call that is timed in any case.
+    fn timed(mut self) -> Self {
+        if self.since == UNTIMED {
+            self.since = self.partition.0.clock.now();
+        }
+        self
+    }
+
     /// The same slot, held by a permit that borrows nothing.
     pub fn into_owned(self) -> OwnedPermit {
-        let partition = Some(self.0.clone());
+        let owned = OwnedPermit {
+            partition: Some(self.partition.clone()),
+            since: self.since,
+        };
         // The slot stays taken: the owned permit stands for it now.
         mem::forget(self);
-        OwnedPermit { partition }
+        owned
     }
 }
 
 impl Drop for Permit<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.0.give_back();
+        self.partition.0.end(self.since);
     }
 }
 
 impl fmt::Debug for Permit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Permit").field(&self.0.name()).finish()
+        let name = self.partition.name();
+        f.debug_tuple("Permit").field(&name).finish()
     }
 }
 
@@ -647,14 +722,15 @@ impl OwnedPermit {
     /// The same slot, held by a permit that borrows its partition.
     fn lend(mut self, partition: &Partition) -> Permit<'_> {
         self.partition = None;
-        Permit(partition)
+        let since = self.since;
+        Permit { partition, since }
     }
 }
 
 impl Drop for OwnedPermit {
     fn drop(&mut self) {
         if let Some(partition) = &self.partition {
-            partition.0.give_back();
+            partition.0.end(self.since);
         }
     }
 }
@@ -667,50 +743,39 @@ impl fmt::Debug for OwnedPermit {
 }
 
 impl Inner {
-    fn queue(&self) -> MutexGuard<'_, Queue<Arc<Waiter>>> {
-        // No foreign code runs under the lock, so a poisoned queue is a whole one.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A call has its slot; since when it runs.
+    #[inline]
+    fn begin(&self) -> Timestamp {
+        if self.is_timed.load(Ordering::Relaxed) {
+            self.tell(EventKind::Started);
+            return self.clock.now();
+        }
+        UNTIMED
+    }
+
+    /// A call is done with its slot.
+    #[inline]
+    fn end(&self, since: Timestamp) {
+        if since != UNTIMED {
+            self.time(since);
+        }
+        self.give_back();
+    }
+
+    fn time(&self, since: Timestamp) {
+        let now = self.clock.now();
+        let ran = now.since(since);
+        self.slots.runs().record(ran, now);
+        self.runs.record(ran);
+        self.tell(EventKind::Ended { ran });
     }
 
     #[inline]
-    fn give_back(&self) {
-        match self.slots.release() {
-            Released::Free => {}
-            Released::Last => self.drained.notify_waiters(),
-            Released::Wanted => self.pass_on(),
-        }
-    }
-
-    #[cold]
-    fn pass_on(&self) {
-        let now = self.clock.now();
-        let mut decided = Vec::new();
-        let is_last = self.hand_over(&mut self.queue(), now, &mut decided);
-        wake(decided);
-        if is_last {
-            self.drained.notify_waiters();
-        }
-    }
-
-    /// Passes a held slot on; those whose wait is over with it are to be woken without the lock.
-    /// Returns whether the slot is free and was the last of a closed partition.
-    fn hand_over(
-        &self,
-        queue: &mut Queue<Arc<Waiter>>,
-        now: Timestamp,
-        decided: &mut Vec<Arc<Waiter>>,
-    ) -> bool {
-        loop {
-            let (waiter, verdict) = match queue.hand_over(&self.slots, now) {
-                HandOver::Free { last } => return last,
-                HandOver::Start(waiter) => (waiter, Verdict::Start),
-                HandOver::Expired(waiter) => (waiter, Verdict::Expired),
-            };
-            waiter.decide(verdict);
-            decided.push(waiter);
-            if matches!(verdict, Verdict::Start) {
-                return false;
-            }
+    fn tell(&self, kind: EventKind) {
+        if let Some(events) = self.events.get() {
+            let partition = Arc::clone(&self.name);
+            // No receiver is left: nobody wants to know.
+            let _ = events.send(Event { partition, kind });
         }
     }
 
@@ -718,8 +783,12 @@ impl Inner {
         self.slots.count_refusal();
         let reason = match reason {
             Reason::Busy | Reason::QueueFull if occupancy.is_closed => Reason::Closed,
+            Reason::Busy if occupancy.queued == 0 && occupancy.active < occupancy.limit => {
+                Reason::Ceiling
+            }
             reason => reason,
         };
+        self.tell(EventKind::Rejected(reason));
         Full {
             partition: Arc::clone(&self.name),
             active: occupancy.active,
@@ -735,6 +804,7 @@ impl Inner {
 
     fn time_out(&self, timeout: Duration) -> TimedOut {
         self.timed_out.fetch_add(1, Ordering::Relaxed);
+        self.tell(EventKind::TimedOut);
         let partition = Arc::clone(&self.name);
         TimedOut { partition, timeout }
     }

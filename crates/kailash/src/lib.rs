@@ -5,6 +5,7 @@ mod chance;
 pub mod circuit_breaker;
 pub mod clock;
 pub mod health;
+pub mod histogram;
 pub mod redact;
 #[cfg(feature = "sql")]
 pub mod sql;

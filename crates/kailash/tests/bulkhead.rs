@@ -446,7 +446,7 @@ async fn a_closed_partition_turns_all_away_and_lets_the_running_end() {
     let mut waiter = Box::pin(partition.run(ready(())));
     assert!(waiter.as_mut().now_or_never().is_none());
 
-    let drained = partition.drain(Duration::from_millis(100)).await;
+    let drained = partition.shutdown(Duration::from_millis(100)).await;
     assert_eq!((drained.turned_away, drained.left), (1, 1));
     assert!(matches!(waiter.await, Err(RunError::Closed(_))));
     assert_eq!(partition.try_acquire().unwrap_err().reason, Reason::Closed);
@@ -455,7 +455,7 @@ async fn a_closed_partition_turns_all_away_and_lets_the_running_end() {
         Err(RunError::Closed(_))
     ));
 
-    let drained = partition.drain(Duration::from_secs(60)).await;
+    let drained = partition.shutdown(Duration::from_secs(60)).await;
     assert_eq!((drained.turned_away, drained.left), (0, 0));
     running.await.unwrap().unwrap();
 }
@@ -615,10 +615,10 @@ async fn blocking_work_that_timed_out_keeps_its_slot_until_its_thread_returns() 
     begun.pass();
     assert!(matches!(call.await, Err(RunError::TimedOut(_))));
     assert_eq!(partition.try_acquire().unwrap_err().active, 1);
-    assert_eq!(partition.drain(Duration::from_secs(1)).await.left, 1);
+    assert_eq!(partition.shutdown(Duration::from_secs(1)).await.left, 1);
     gate.open();
     eventually(|| partition.snapshot().active == 0);
-    assert_eq!(partition.drain(Duration::from_secs(1)).await.left, 0);
+    assert_eq!(partition.shutdown(Duration::from_secs(1)).await.left, 0);
 }
 
 #[tokio::test]

@@ -116,6 +116,16 @@ pub(crate) struct Partition {
     pub(crate) priority: Option<i64>,
     pub(crate) queue_size: Option<i64>,
     pub(crate) evict_lower_priority: Option<bool>,
+    pub(crate) queue_order: Option<QueueOrder>,
+    pub(crate) reject_hopeless: Option<bool>,
+}
+
+/// In which order calls of one priority leave a partition's queue.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum QueueOrder {
+    Fifo,
+    AdaptiveLifo,
 }
 
 /// What a partition does, which chooses its defaults.

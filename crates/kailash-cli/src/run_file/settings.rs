@@ -1,6 +1,6 @@
 //! Settings of the library from those of a run file: what is not said keeps its default.
 
-use kailash::bulkhead::{PartitionConfig, PartitionType};
+use kailash::bulkhead::{PartitionConfig, PartitionType, QueueOrder};
 use kailash::circuit_breaker::{self, State, WindowKind};
 use kailash_workflow::rows::ColumnType;
 
@@ -97,7 +97,17 @@ pub(super) fn partition(settings: schema::Partition, base: PartitionConfig) -> P
         evict_lower_priority: settings
             .evict_lower_priority
             .unwrap_or(base.evict_lower_priority),
+        queue_order: settings.queue_order.map_or(base.queue_order, queue_order),
+        reject_hopeless: settings.reject_hopeless.unwrap_or(base.reject_hopeless),
         ..base
+    }
+}
+
+fn queue_order(chosen: schema::QueueOrder) -> QueueOrder {
+    use schema::QueueOrder as Chosen;
+    match chosen {
+        Chosen::Fifo => QueueOrder::Fifo,
+        Chosen::AdaptiveLifo => QueueOrder::AdaptiveLifo,
     }
 }
 

@@ -21,7 +21,6 @@ use alloc::vec::Vec;
 use super::config::{PartitionConfig, Priority};
 use super::limit::{Occupancy, Released, Slots};
 use super::queue::{Entry, HandOver, Queue, TURN_OF_THE_OLDEST, Ticket};
-use super::wait::Waits;
 use crate::time::Timestamp;
 
 /// The queues of all partitions under one ceiling, each with tokens of its shell.
@@ -121,14 +120,6 @@ impl<T> Queues<T> {
         let is_hopeless =
             |Partition { slots, queue }: &Partition<T>| queue.is_hopeless(slots, now, deadline);
         self.members.get(&member).is_some_and(is_hopeless)
-    }
-
-    /// How long calls of this partition waited, as [`Queue::waits`].
-    #[must_use]
-    pub fn waits(&self, member: Member) -> Option<&Waits> {
-        self.members
-            .get(&member)
-            .map(|partition| partition.queue.waits())
     }
 
     /// Takes a slot of the partition and one of the ceiling if both are free, else a place in the

@@ -387,15 +387,16 @@ impl House {
 
 #[test]
 fn loom_under_a_ceiling_every_call_runs_and_never_too_many() {
-    // A partition that is full itself, and one that only the ceiling holds up.
-    for limits in [[1, 1], [2, 2]] {
+    // A partition that is full itself, or one that only the ceiling holds up.
+    for limits in [[1, 1], [2, 1]] {
         model(move || {
             let house = House::new(1, limits);
+            assert!(house.enter(A).is_none());
             let others = [A, B].map(|room| {
                 let house = Arc::clone(&house);
                 thread::spawn(move || house.call(room, 1))
             });
-            house.call(A, 1);
+            house.run(A, 1);
             for other in others {
                 other.join().unwrap();
             }

@@ -7,7 +7,6 @@ use core::time::Duration;
 
 use super::config::{PartitionConfig, Priority, QueueOrder};
 use super::limit::{Occupancy, Released, Slots};
-use super::wait::Waits;
 use crate::time::Timestamp;
 
 /// The calls that wait for a slot of one partition, each with a token of its shell.
@@ -43,7 +42,6 @@ pub struct Queue<T> {
     busy_since: Timestamp,
     entered: u64,
     started: u64,
-    waits: Waits,
 }
 
 /// A place in a queue, ordered by priority, then by arrival.
@@ -115,7 +113,6 @@ impl<T> Queue<T> {
             busy_since: Timestamp::ZERO,
             entered: 0,
             started: 0,
-            waits: Waits::new(),
         }
     }
 
@@ -239,7 +236,6 @@ impl<T> Queue<T> {
             return HandOver::Hopeless(waiter.token);
         }
         self.started += 1;
-        self.waits.record(now.since(waiter.since));
         slots.pass_on();
         HandOver::Start(waiter.token)
     }
@@ -275,12 +271,6 @@ impl<T> Queue<T> {
         slots.close();
         let waiters = mem::take(&mut self.waiters).into_values();
         waiters.map(|waiter| waiter.token).collect()
-    }
-
-    /// How long calls that came through the queue waited.
-    #[must_use]
-    pub fn waits(&self) -> &Waits {
-        &self.waits
     }
 
     /// The priority of the most urgent waiter, and since when the first of that priority has waited.

@@ -24,12 +24,16 @@ pub struct Full {
 pub enum Reason {
     /// No slot was free, and the call would not wait.
     Busy,
+    /// The partition had a slot, and the ceiling over all partitions had none; the call would not wait.
+    Ceiling,
     /// No slot was free, and no place in the queue.
     QueueFull,
     /// Its timeout was over before it started.
     Waited,
     /// A more urgent call took its place in the queue.
     Evicted,
+    /// It had less time left than half of the newest calls took, and the partition rejects such.
+    Hopeless,
     /// The system let the partition start no thread for it.
     NoThread,
     /// The partition admits nobody any more.
@@ -38,11 +42,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Busy,
+        Self::Ceiling,
         Self::QueueFull,
         Self::Waited,
         Self::Evicted,
+        Self::Hopeless,
         Self::NoThread,
         Self::Closed,
     ];
@@ -52,9 +58,11 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "busy",
+            Self::Ceiling => "ceiling",
             Self::QueueFull => "queue_full",
             Self::Waited => "waited",
             Self::Evicted => "evicted",
+            Self::Hopeless => "hopeless",
             Self::NoThread => "no_thread",
             Self::Closed => "closed",
         }
@@ -75,9 +83,13 @@ impl fmt::Display for Full {
                 write!(f, "no slot is free ({active} running, {queued} waiting)")
             }
             Reason::Busy => write!(f, "no slot is free ({active} running)"),
+            Reason::Ceiling => write!(f, "the ceiling over all partitions is reached"),
             Reason::QueueFull => write!(f, "queue is full ({queued} waiting)"),
             Reason::Waited => write!(f, "timeout was over before the call could start"),
             Reason::Evicted => write!(f, "a more urgent call took the place in the queue"),
+            Reason::Hopeless => {
+                write!(f, "too little time was left for the call to come to an end")
+            }
             Reason::NoThread => write!(f, "no thread could be started"),
             Reason::Closed => write!(f, "closed"),
         }

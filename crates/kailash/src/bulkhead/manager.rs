@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kailash_core::config::ConfigError;
+use kailash_core::config::{ConfigError, in_range};
 
+use super::line::Ceiling;
 use super::{Drained, Partition, PartitionConfig, PartitionType, UnknownPartition};
 use crate::clock::Clock;
 
@@ -34,6 +35,21 @@ pub struct Manager(Arc<Registry>);
 struct Registry {
     partitions: RwLock<BTreeMap<Arc<str>, Partition>>,
     clock: Clock,
+    ceiling: Option<Arc<Ceiling>>,
+}
+
+/// How full the ceiling over all partitions of a manager is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CeilingSnapshot {
+    /// Calls that run, in all partitions together.
+    pub active: u32,
+    /// How many may.
+    pub limit: u32,
+    /// Partitions in which somebody waits for nothing but the ceiling.
+    pub held_up: u32,
+    /// The most calls that ran at once.
+    pub peak_active: u32,
 }
 
 impl Manager {
@@ -46,8 +62,77 @@ impl Manager {
     /// No partitions yet; those to come are on this clock.
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
-        let partitions = RwLock::default();
-        Self(Arc::new(Registry { partitions, clock }))
+        Self(Arc::new(Registry {
+            partitions: RwLock::default(),
+            clock,
+            ceiling: None,
+        }))
+    }
+
+    /// Partitions configured like these, new ones, of which no more than `limit` calls may run at once in
+    /// all of them together: 1 to 1,000,000.
+    ///
+    /// Each partition's own limit and queue hold as before. When the ceiling is reached, calls wait in the
+    /// queues of their partitions, and a call that ends lets the most urgent start of all that only the
+    /// ceiling holds up: under overload, what is less urgent yields. Every 20th start goes to the longest
+    /// waiting, so that nobody starves.
+    ///
+    /// ```
+    /// use kailash::bulkhead::{Manager, Reason};
+    ///
+    /// let partitions = Manager::with_defaults().under_ceiling(2).unwrap();
+    /// let [database, background] = ["database", "background"].map(|n| partitions.get(n).unwrap());
+    /// let permits = (database.try_acquire().unwrap(), background.try_acquire().unwrap());
+    /// assert_eq!(database.try_acquire().unwrap_err().reason, Reason::Ceiling);
+    /// drop(permits);
+    /// assert_eq!(partitions.ceiling().unwrap().peak_active, 2);
+    /// ```
+    ///
+    /// # Errors
+    /// When `limit` is out of its range.
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "the configurations are valid already"
+    )]
+    pub fn under_ceiling(&self, limit: u32) -> Result<Self, ConfigError> {
+        let limit = check_ceiling(limit)?;
+        let manager = Self(Arc::new(Registry {
+            partitions: RwLock::default(),
+            clock: self.0.clock.clone(),
+            ceiling: Some(Arc::new(Ceiling::new(limit))),
+        }));
+        for partition in self.partitions() {
+            let configured = manager.configure(partition.config());
+            configured.expect("it is a partition's already");
+        }
+        Ok(manager)
+    }
+
+    /// How full the ceiling is, if there is one.
+    #[must_use]
+    pub fn ceiling(&self) -> Option<CeilingSnapshot> {
+        let slots = &self.0.ceiling.as_ref()?.slots;
+        let occupancy = slots.occupancy();
+        Some(CeilingSnapshot {
+            active: occupancy.active,
+            limit: occupancy.limit,
+            held_up: occupancy.queued,
+            peak_active: slots.peak(),
+        })
+    }
+
+    /// Changes the ceiling live. A lower one takes effect as calls end; a higher one starts waiters at once.
+    ///
+    /// # Errors
+    /// When `limit` is out of its range, or this manager was made without a ceiling.
+    pub fn set_ceiling(&self, limit: u32) -> Result<(), ConfigError> {
+        let limit = check_ceiling(limit)?;
+        let Some(ceiling) = &self.0.ceiling else {
+            let allowed = "none, since the manager was made without one,";
+            return Err(ConfigError::new("ceiling", limit, allowed));
+        };
+        ceiling.set_limit(limit, self.0.clock.now());
+        Ok(())
     }
 
     /// The partitions critical, database, api, compute and background.
@@ -96,7 +181,8 @@ impl Manager {
             partition.reconfigure(config)?;
             return Ok(partition.clone());
         }
-        let partition = Partition::with_clock(config, self.0.clock.clone())?;
+        let (clock, ceiling) = (self.0.clock.clone(), self.0.ceiling.as_ref());
+        let partition = Partition::under(ceiling, config, clock)?;
         let name = Arc::clone(&partition.0.name);
         partitions.insert(name, partition.clone());
         Ok(partition)
@@ -129,9 +215,15 @@ impl Manager {
     /// Dropping the future leaves them closed.
     pub async fn shutdown(&self, within: Duration) -> Vec<Drained> {
         let partitions = self.partitions();
-        let drains = partitions.iter().map(|partition| partition.drain(within));
+        let drains = partitions
+            .iter()
+            .map(|partition| partition.shutdown(within));
         join_all(drains).await
     }
+}
+
+fn check_ceiling(limit: u32) -> Result<u32, ConfigError> {
+    in_range("ceiling", limit, 1..=1_000_000)
 }
 
 impl Default for Manager {

@@ -31,6 +31,7 @@ struct Queued {
     partition: Partition,
     ticket: Ticket,
     waiter: Arc<Waiter>,
+    since: Timestamp,
     deadline: Timestamp,
     is_over: bool,
 }
@@ -48,6 +49,7 @@ pub(super) struct Waiter {
 pub(super) enum Verdict {
     Start = 1,
     Expired,
+    Hopeless,
     Evicted,
     Closed,
 }
@@ -61,12 +63,14 @@ impl Waiting {
         partition: Partition,
         ticket: Ticket,
         waiter: Arc<Waiter>,
+        since: Timestamp,
         deadline: Timestamp,
     ) -> Self {
         Self(Place::Queued(Queued {
             partition,
             ticket,
             waiter,
+            since,
             deadline,
             is_over: false,
         }))
@@ -126,12 +130,16 @@ impl Queued {
         self.is_over = true;
         let inner = &self.partition.0;
         Poll::Ready(match verdict {
-            Verdict::Start => Ok(Permit(&self.partition).into_owned()),
+            Verdict::Start => {
+                inner.waits.record(inner.clock.now().since(self.since));
+                Ok(Permit::new(&self.partition).into_owned())
+            }
             Verdict::Expired => Err(inner.expire()),
             Verdict::Evicted => {
                 inner.evicted.fetch_add(1, Ordering::Relaxed);
                 Err(inner.refuse(inner.slots.occupancy(), Reason::Evicted))
             }
+            Verdict::Hopeless => Err(inner.refuse(inner.slots.occupancy(), Reason::Hopeless)),
             Verdict::Closed => Err(inner.refuse(inner.slots.occupancy(), Reason::Closed)),
         })
     }
@@ -143,9 +151,9 @@ impl Drop for Queued {
             return;
         }
         let inner = &self.partition.0;
-        let left = inner.queue().leave(&inner.slots, self.ticket);
+        let has_left = inner.leave(self.ticket);
         // The verdict is given under the lock that was just held: it stands.
-        if left.is_none() && matches!(self.waiter.verdict(), Some(Verdict::Start)) {
+        if !has_left && matches!(self.waiter.verdict(), Some(Verdict::Start)) {
             inner.give_back();
         }
     }
@@ -172,9 +180,10 @@ impl Waiter {
     }
 
     fn verdict(&self) -> Option<Verdict> {
-        const VERDICTS: [Verdict; 4] = [
+        const VERDICTS: [Verdict; 5] = [
             Verdict::Start,
             Verdict::Expired,
+            Verdict::Hopeless,
             Verdict::Evicted,
             Verdict::Closed,
         ];

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from types import CoroutineType, TracebackType, coroutine
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 from weakref import WeakSet
 
 from kailash import _native
@@ -93,7 +93,7 @@ class BulkheadFullError(BulkheadRejectionError):
 
     @property
     def reason(self) -> str:
-        """Why: busy, queue_full, waited, evicted, no_thread or closed."""
+        """Why: busy, ceiling, queue_full, waited, evicted, hopeless, no_thread or closed."""
         return str(self._part(4, ""))
 
     def _part(self, index: int, default: Any) -> Any:
@@ -106,7 +106,10 @@ class PartitionConfig:
 
     `timeout` is in seconds and covers waiting and running. `priority` is that of a call which names
     none: 1 is the most urgent, 10 the least. `max_connections` is the size of the connection pool
-    that SQL nodes use inside the partition. `circuit_breaker_enabled` puts the breaker
+    that SQL nodes use inside the partition. `queue_order` says who is first within a priority:
+    "fifo", or "adaptive_lifo" for the last come once the queue has not been empty for 100 ms.
+    `reject_hopeless` refuses a call that would wait, or whose turn has come, with less time left than
+    half of the newest calls took. `circuit_breaker_enabled` puts the breaker
     `bulkhead.<name>` around the partition's calls.
     """
 
@@ -123,6 +126,8 @@ class PartitionConfig:
     metrics_enabled: bool = True
     resource_limits: dict[ResourceType, int] = field(default_factory=dict)
     evict_lower_priority: bool = True
+    queue_order: Literal["fifo", "adaptive_lifo"] = "fifo"
+    reject_hopeless: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.partition_type, PartitionType):

@@ -1,0 +1,151 @@
+//! What a partition tells its subscribers, and what it counts.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
+
+use std::future::pending;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use kailash::bulkhead::*;
+use kailash::clock::Clock;
+
+fn config(slots: u32, queue_size: u32) -> PartitionConfig {
+    PartitionConfig {
+        max_concurrent_operations: slots,
+        queue_size,
+        ..PartitionConfig::new("p", PartitionType::Custom)
+    }
+}
+
+fn all(events: &mut Events) -> Vec<EventKind> {
+    std::iter::from_fn(|| events.try_recv())
+        .map(|event| event.kind)
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_step_of_a_call_is_told_once_and_in_order() {
+    let partition = Partition::with_clock(config(1, 1), Clock::tokio()).unwrap();
+    let mut events = partition.subscribe();
+    let permit = partition.try_acquire().unwrap();
+    let waiting = partition.enqueue(Admission::default()).unwrap();
+    assert!(partition.enqueue(Admission::default()).is_err());
+    assert!(partition.try_acquire().is_err());
+    tokio::time::advance(Duration::from_secs(2)).await;
+    drop(permit);
+    drop(waiting.await.unwrap());
+    let expected = [
+        EventKind::Started,
+        EventKind::Queued,
+        EventKind::Rejected(Reason::QueueFull),
+        EventKind::Rejected(Reason::Busy),
+        EventKind::Ended {
+            ran: Duration::from_secs(2),
+        },
+        EventKind::Started,
+        EventKind::Ended {
+            ran: Duration::ZERO,
+        },
+    ];
+    assert_eq!(all(&mut events), expected);
+
+    let brief = Admission {
+        timeout: Some(Duration::from_secs(3)),
+        ..Admission::default()
+    };
+    assert!(partition.run_with(brief, pending::<()>()).await.is_err());
+    partition.reconfigure(config(2, 1)).unwrap();
+    partition.reconfigure(config(2, 5)).unwrap();
+    partition.close();
+    let expected = [
+        EventKind::Started,
+        EventKind::TimedOut,
+        EventKind::Ended {
+            ran: Duration::from_secs(3),
+        },
+        EventKind::LimitChanged { from: 1, to: 2 },
+        EventKind::Closed,
+    ];
+    assert_eq!(all(&mut events), expected);
+}
+
+#[test]
+fn a_subscriber_that_sleeps_delays_nobody_and_learns_what_it_lost() {
+    let partition = Partition::new(config(1, 0)).unwrap();
+    let mut events = partition.subscribe();
+    for _ in 0..1_000 {
+        drop(partition.try_acquire().unwrap());
+    }
+    let kinds = all(&mut events);
+    assert_eq!(kinds[0], EventKind::Lost(2_000 - 1_024));
+    assert_eq!(kinds.len(), 1 + 1_024);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_ends_with_its_partition() {
+    let partition = Partition::with_clock(config(1, 0), Clock::tokio()).unwrap();
+    let mut events = partition.subscribe();
+    partition.run(async {}).await.unwrap();
+    drop(partition);
+    assert_eq!(events.recv().await.unwrap().kind, EventKind::Started);
+    let ended = events.recv().await.unwrap();
+    assert!(matches!(ended.kind, EventKind::Ended { .. }));
+    assert_eq!(&*ended.partition, "p");
+    assert_eq!(events.recv().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_and_running_are_measured() {
+    let partition = Partition::with_clock(config(1, 10), Clock::tokio()).unwrap();
+    let sleep = || tokio::time::sleep(Duration::from_secs(2));
+    let calls = (0..3).map(|_| partition.run(async { sleep().await }));
+    futures_util::future::join_all(calls).await;
+    let (waits, runs) = (partition.waits(), partition.runs());
+    assert_eq!((waits.count(), waits.sum()), (2, Duration::from_secs(6)));
+    assert_eq!((runs.count(), runs.sum()), (3, Duration::from_secs(6)));
+    let snapshot = partition.snapshot();
+    let about = |duration: Duration, secs: u64| {
+        let secs = Duration::from_secs(secs);
+        duration >= secs && duration <= secs + secs / 8
+    };
+    assert!(about(snapshot.run_p50, 2) && about(snapshot.run_p99, 2));
+    assert!(about(snapshot.wait_p50, 2) && about(snapshot.wait_p99, 4));
+
+    // Most calls do not wait.
+    for _ in 0..10 {
+        drop(partition.try_acquire().unwrap());
+    }
+    assert_eq!(partition.snapshot().wait_p50, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn permits_are_timed_once_it_matters() {
+    let partition = Partition::with_clock(config(1, 1), Clock::tokio()).unwrap();
+    drop(partition.try_acquire().unwrap());
+    assert_eq!(partition.runs().count(), 0);
+    let hopeful = PartitionConfig {
+        reject_hopeless: true,
+        ..config(1, 1)
+    };
+    partition.reconfigure(hopeful).unwrap();
+    for _ in 0..8 {
+        let permit = partition.try_acquire().unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        drop(permit);
+    }
+    assert_eq!(partition.runs().count(), 8);
+
+    let _held = partition.try_acquire().unwrap();
+    let brief = Admission {
+        timeout: Some(Duration::from_millis(500)),
+        ..Admission::default()
+    };
+    // At once, not after half a second.
+    let refused = partition.acquire_with(brief).now_or_never().unwrap();
+    let full = refused.unwrap_err();
+    assert_eq!(full.reason, Reason::Hopeless);
+    assert_eq!(
+        full.to_string(),
+        "partition \"p\": too little time was left for the call to come to an end"
+    );
+}
