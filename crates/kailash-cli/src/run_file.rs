@@ -33,6 +33,8 @@ pub(crate) struct RunFile {
     pub(crate) database: Database,
     pub(crate) breakers: Vec<(String, circuit_breaker::Config)>,
     pub(crate) partitions: Vec<PartitionConfig>,
+    /// How many calls may run at once in all partitions together.
+    pub(crate) ceiling: Option<u32>,
     pub(crate) checks: Vec<Check>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) connections: Vec<Connection>,

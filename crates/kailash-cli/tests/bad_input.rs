@@ -119,7 +119,7 @@ error: shop.toml:2: unknown section `inptu`
   |
 2 | [inptu]
   |  ^^^^^
-  = allowed: input, database, breakers, partitions, checks, nodes, connections, outbox, sandbox
+  = allowed: ceiling, input, database, breakers, partitions, checks, nodes, connections, outbox, sandbox
   = did you mean `input`?
 
 error: shop.toml:33: outbox: an outbox needs the rows of an [input]
@@ -417,6 +417,22 @@ fn every_section_is_checked_before_anything_runs() {
         &[
             "shop.toml:16: partitions.api.priority = 11 is not allowed",
             "allowed: 1 to 10",
+        ],
+    );
+    refused_with(
+        "partition_type = \"api\"",
+        "partition_type = \"api\"\nqueue_order = \"lifo\"\nreject_hopeless = 1",
+        &[
+            "shop.toml:16: partitions.api.queue_order = \"lifo\" is not allowed",
+            "allowed: fifo, adaptive_lifo",
+        ],
+    );
+    refused_with(
+        "[input]",
+        "ceiling = 0\n[input]",
+        &[
+            "shop.toml:2: ceiling = 0 is not allowed",
+            "allowed: 1 to 1000000",
         ],
     );
     refused_with(

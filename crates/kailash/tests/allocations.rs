@@ -8,7 +8,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
+use kailash::bulkhead::{Admission, Manager, PartitionConfig, PartitionType};
 use kailash::circuit_breaker::{CircuitBreaker, Config};
 
 struct Counting;
@@ -70,13 +70,21 @@ fn a_breaker_allocates_nothing_for_a_success_a_failure_or_a_refusal() {
 #[test]
 fn a_partition_allocates_nothing_for_a_free_slot_or_a_refusal() {
     let config = PartitionConfig {
-        max_concurrent_operations: 1,
+        max_concurrent_operations: 2,
+        queue_size: 0,
         ..PartitionConfig::new("p", PartitionType::Custom)
     };
-    let partition = Partition::new(config).expect("the config is right");
-    let take = || partition.try_acquire().is_ok();
-    assert_eq!(allocations(|| assert!((0..1000).all(|_| take()))), 0);
-    let held = partition.try_acquire();
-    assert_eq!(allocations(|| assert!((0..1000).all(|_| !take()))), 0);
-    drop(held);
+    let manager = Manager::new();
+    let alone = manager.configure(config).expect("the config is right");
+    let under = manager.under_ceiling(1).expect("the ceiling is right");
+    let under = under.get("p").expect("it is there");
+    for partition in [alone, under] {
+        let take = || partition.try_acquire().is_ok();
+        assert_eq!(allocations(|| assert!((0..1000).all(|_| take()))), 0);
+        let held: [_; 2] = std::array::from_fn(|_| partition.try_acquire());
+        assert_eq!(allocations(|| assert!((0..1000).all(|_| !take()))), 0);
+        let waits = || partition.enqueue(Admission::default()).is_ok();
+        assert_eq!(allocations(|| assert!((0..1000).all(|_| !waits()))), 0);
+        drop(held);
+    }
 }

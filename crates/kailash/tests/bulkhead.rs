@@ -931,3 +931,52 @@ async fn work_that_outlives_its_call_keeps_a_slot_until_it_ends() {
     assert!(next.is_ok(), "who waited has the slot");
     assert_whole(&partition);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_thousand_waiters_with_one_deadline_all_learn_of_it() {
+    const WAITERS: usize = 100_000;
+    let config = PartitionConfig {
+        queue_size: 1_000_000,
+        ..partition_config(1, 0)
+    };
+    let partition = Partition::with_clock(config, Clock::tokio()).unwrap();
+    let permit = partition.try_acquire().unwrap();
+    let waiters = (0..WAITERS).map(|_| partition.acquire_with(with_timeout(1)));
+    // One task for them all has more to do than tokio lets a task do at once.
+    let results = tokio::task::unconstrained(join_all(waiters)).await;
+    let is_late = |result: &Result<_, Full>| {
+        let full = result.as_ref().err();
+        full.is_some_and(|full| full.reason == Reason::Waited)
+    };
+    assert!(results.iter().all(is_late));
+    assert_eq!(partition.snapshot().expired, WAITERS as u64);
+    drop(permit);
+    assert_whole(&partition);
+}
+
+#[tokio::test]
+async fn a_full_partition_keeps_no_other_task_from_running() {
+    let partition = partition(1, 10);
+    let gate = Gate::default();
+    let work = {
+        let gate = gate.clone();
+        move || gate.pass()
+    };
+    let blocked = tokio::spawn({
+        let partition = partition.clone();
+        async move { partition.run_blocking(work).await }
+    });
+    let waiting = tokio::spawn({
+        let partition = partition.clone();
+        async move { partition.run(ready(())).await }
+    });
+    // On the runtime's only thread, while one call blocks and another waits.
+    for _ in 0..100 {
+        tokio::spawn(async { yield_now().await }).await.unwrap();
+    }
+    assert_eq!(partition.snapshot().active, 1);
+    gate.open();
+    blocked.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_whole(&partition);
+}

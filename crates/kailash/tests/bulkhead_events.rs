@@ -1,7 +1,5 @@
 //! What a partition tells its subscribers, and what it counts.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
-
 use std::future::pending;
 use std::time::Duration;
 

@@ -64,6 +64,7 @@ impl<'t> Reader<'t> {
             database: self.database(path),
             breakers: self.breakers(),
             partitions: self.partitions(),
+            ceiling: self.ceiling(),
             checks: self.checks(),
             nodes: self.nodes(),
             connections: self.connections(),
@@ -159,6 +160,12 @@ impl<'t> Reader<'t> {
             }
         }
         partitions
+    }
+
+    fn ceiling(&mut self) -> Option<u32> {
+        let path = ["ceiling"];
+        let given: i64 = self.document.read(&path)?;
+        Some(self.whole(&path, Some(given), 1, 1..=1_000_000))
     }
 
     /// The tables of `[section.NAME]`.

@@ -6,8 +6,9 @@ use serde::Deserialize;
 
 use super::duration::{ShareOrOff, Span, SpanOrOff};
 
-/// The sections a run file may have.
-pub(crate) const SECTIONS: [&str; 9] = [
+/// The sections a run file may have, and `ceiling`, which is a number.
+pub(crate) const SECTIONS: [&str; 10] = [
+    "ceiling",
     "input",
     "database",
     "breakers",

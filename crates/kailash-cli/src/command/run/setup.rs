@@ -100,6 +100,10 @@ pub(super) async fn start(file: RunFile) -> Result<Started, StartError> {
             .configure(config.clone())
             .map_err(StartError::new)?;
     }
+    let partitions = match file.ceiling {
+        None => partitions,
+        Some(limit) => partitions.under_ceiling(limit).map_err(StartError::new)?,
+    };
     let sandbox = match &file.sandbox {
         None => None,
         Some(run_file::Sandbox::At(url)) => {
