@@ -18,6 +18,9 @@ const LIMIT: u32 = 2 * BITS;
 const ONE_ACTIVE: u64 = 1;
 const ONE_QUEUED: u64 = 1 << QUEUED;
 const CLOSED: u64 = 1 << (3 * BITS);
+/// Above all else the word counts starts, and begins anew at 8: only every eighth touches a second word.
+const ONE_START: u64 = CLOSED << 1;
+const STARTS: u64 = 8;
 
 /// The slots of one partition, in one atomic word.
 ///
@@ -35,6 +38,7 @@ const CLOSED: u64 = 1 << (3 * BITS);
 pub struct Slots {
     // The figures share the word's cache line, which a call has just made its own.
     word: AtomicU64,
+    /// In eights.
     started: Count,
     refused: Count,
     peak: Peak,
@@ -86,7 +90,7 @@ impl Slots {
     /// When there is none, somebody waits, or the partition is closed.
     #[inline]
     pub fn try_acquire(&self) -> Result<(), Occupancy> {
-        self.update(is_free, |word| word + ONE_ACTIVE)
+        self.update(is_free, |word| with_start(word + ONE_ACTIVE))
             .map(|word| self.count_start(word))
             .map_err(occupancy)
     }
@@ -103,6 +107,7 @@ impl Slots {
             released: Released::Free,
         })?;
         if ceiling.try_acquire().is_ok() {
+            let word = self.always(with_start);
             self.count_start(word);
             return Ok(());
         }
@@ -154,10 +159,11 @@ impl Slots {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many calls have got a slot so far.
+    /// How many calls have got a slot so far. While one gets its, it may be 8 short.
     #[must_use]
     pub fn started(&self) -> u64 {
-        self.started.load(Ordering::Relaxed)
+        let since_the_eighth = self.word.load(Ordering::Relaxed) / ONE_START;
+        self.started.load(Ordering::Relaxed) + since_the_eighth
     }
 
     /// How many calls were turned away so far.
@@ -193,7 +199,7 @@ impl Slots {
 
     /// Passes a slot on to a waiter, which leaves the queue with it; under the lock.
     pub(super) fn pass_on(&self) {
-        let word = self.always(|word| word - ONE_QUEUED);
+        let word = self.always(|word| with_start(word - ONE_QUEUED));
         self.count_start(word);
     }
 
@@ -229,7 +235,7 @@ impl Slots {
     /// Of a ceiling: takes a slot for a waiter of some partition; under the lock.
     pub(super) fn take_room(&self) -> bool {
         let has_room = |word| active(word) < limit(word);
-        let taken = self.update(has_room, |word| word + ONE_ACTIVE);
+        let taken = self.update(has_room, |word| with_start(word + ONE_ACTIVE));
         taken.map(|word| self.count_start(word)).is_ok()
     }
 
@@ -256,7 +262,9 @@ impl Slots {
 
     #[inline]
     fn count_start(&self, word: u64) {
-        self.started.fetch_add(1, Ordering::Relaxed);
+        if word < ONE_START {
+            self.started.fetch_add(STARTS, Ordering::Relaxed);
+        }
         let active = active(word);
         if self.peak.load(Ordering::Relaxed) < active {
             self.peak.fetch_max(active, Ordering::Relaxed);
@@ -306,6 +314,11 @@ const fn limit(word: u64) -> u32 {
     (word >> LIMIT & MASK) as u32
 }
 
+/// The word after one more start.
+const fn with_start(word: u64) -> u64 {
+    word.wrapping_add(ONE_START)
+}
+
 const fn is_free(word: u64) -> bool {
     word & CLOSED == 0 && queued(word) == 0 && active(word) < limit(word)
 }
@@ -333,12 +346,13 @@ mod tests {
     #[test]
     fn a_thousand_racers_never_exceed_the_limit() {
         let slots = Slots::new(10);
-        let inside = Peak::new(0);
+        let (inside, taken) = (Peak::new(0), Count::new(0));
         let start = Barrier::new(1_000);
         let race = || {
             start.wait();
             for _ in 0..100 {
                 if slots.try_acquire().is_ok() {
+                    taken.fetch_add(1, Ordering::SeqCst);
                     let others = inside.fetch_add(1, Ordering::SeqCst);
                     assert!(others < 10, "{others} others at once");
                     thread::yield_now();
@@ -355,6 +369,7 @@ mod tests {
         });
         assert_eq!(slots.occupancy().active, 0);
         assert!((1..=10).contains(&slots.peak()));
+        assert_eq!(slots.started(), taken.into_inner());
     }
 
     #[test]
@@ -362,5 +377,6 @@ mod tests {
         let slots = Slots::new(u32::MAX);
         assert_eq!(slots.occupancy().limit, MOST_SLOTS);
         assert!(u64::from(MOST_SLOTS) <= MASK);
+        assert_eq!(u64::MAX / ONE_START + 1, STARTS);
     }
 }

@@ -299,7 +299,7 @@ proptest! {
             busy_since: 0,
             now: 0,
         };
-        let mut peak = 0;
+        let (mut peak, mut started) = (0, 0);
         for (call, step) in steps.into_iter().enumerate() {
             let (news, expected) = match step {
                 Step::TryAcquire => {
@@ -309,6 +309,7 @@ proptest! {
                     prop_assert_eq!(real.slots.try_acquire().is_ok(), is_free);
                     if is_free {
                         model.running.push((call, model.now));
+                        started += 1;
                     }
                     (Vec::new(), Vec::new())
                 }
@@ -349,6 +350,8 @@ proptest! {
                 }
                 Step::Release(_) | Step::Leave(_) => continue,
             };
+            let starts = expected.iter().filter(|news| matches!(news, News::Started(_)));
+            started += starts.count() as u64;
             prop_assert_eq!(news, expected);
             let occupancy = real.slots.occupancy();
             prop_assert_eq!(occupancy.active as usize, model.running.len());
@@ -357,6 +360,7 @@ proptest! {
             peak = peak.max(model.running.len());
         }
         prop_assert_eq!(real.slots.peak() as usize, peak);
+        prop_assert_eq!(real.slots.started(), started);
         while let Some((_, started)) = model.running.pop() {
             model.ended.push((model.now, model.now - started));
             prop_assert_eq!(real.release(started, model.now), model.fill());
