@@ -584,7 +584,13 @@ proptest! {
             let now = Timestamp::from_nanos(model.now);
             match step {
                 Step::Begin(draw) => {
+                    machine.settle(now, DRAW);
+                    let told = machine.refusal(now);
                     let (result, _) = machine.try_acquire(now, draw);
+                    // On a ramp chance refuses too, which nobody can tell ahead.
+                    if told.is_some() || !model.config.ramp_enabled {
+                        prop_assert_eq!(told, result.as_ref().err().copied(), "step {}: told ahead", id);
+                    }
                     let generation = model.begin(id, draw);
                     prop_assert_eq!(result.is_ok(), generation.is_some(), "step {}: {:?}", id, &result);
                     if let (Ok(mut permit), Some(generation)) = (result, generation) {

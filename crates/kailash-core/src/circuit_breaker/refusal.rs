@@ -15,7 +15,7 @@ impl Machine {
     /// wait its turn.
     pub fn refuse(&self, now: Timestamp) -> Option<Rejected> {
         let rejected = self.refusal(now)?;
-        self.totals.rejections.add(1);
+        self.count_refusal();
         Some(rejected)
     }
 
@@ -25,13 +25,23 @@ impl Machine {
         self.refusal(now).is_none()
     }
 
+    /// Counts a call that was refused because of what [`Machine::refusal`] said.
+    pub fn count_refusal(&self) {
+        self.totals.rejections.add(1);
+    }
+
     /// Whether a call that ran this long is slow.
     #[must_use]
     pub fn is_slow(&self, ran: Duration) -> bool {
         self.settings.is_slow(Some(nanos(ran)))
     }
 
-    fn refusal(&self, now: Timestamp) -> Option<Rejected> {
+    /// As [`Machine::refuse`], and uncounted: for a shell that must know before there is a call.
+    ///
+    /// Nothing is taken, so the call may be refused after all, or pass. A refusal that is made of
+    /// this is counted with [`Machine::count_refusal`].
+    #[must_use]
+    pub fn refusal(&self, now: Timestamp) -> Option<Rejected> {
         let bits = self.word.load(Ordering::Acquire);
         let word = Word::unpack(bits);
         match word.phase {
