@@ -19,6 +19,12 @@
 //! # })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! Each transition is an event for `tracing`, with the fields `breaker`, `from`, `to`, `cause` and,
+//! for an opening, `wait`: a warning where it opens, information else. Each refusal is one for
+//! debugging, with `state` for the transition's two. A call that passes says nothing, and is in no
+//! span of the breaker's own: that would cost as much as the breaker itself though nobody listens.
+//! Whoever wants one instruments the call.
 
 mod event;
 mod manager;
@@ -206,12 +212,21 @@ impl CircuitBreaker {
 
     #[inline]
     fn acquire(&self) -> Result<machine::Permit, Rejected> {
-        let Shared { machine, clock, .. } = &*self.0;
-        match machine.admit() {
-            Some(permit) if machine.is_timed() => Ok(permit.started_at(clock.now())),
+        match self.admit() {
             Some(permit) => Ok(permit),
             None => self.acquire_slowly(),
         }
+    }
+
+    /// Admits a call if all calls pass, as they do while closed.
+    #[inline]
+    fn admit(&self) -> Option<machine::Permit> {
+        let Shared { machine, clock, .. } = &*self.0;
+        let permit = machine.admit()?;
+        if machine.is_timed() {
+            return Some(permit.started_at(clock.now()));
+        }
+        Some(permit)
     }
 
     #[cold]
@@ -226,16 +241,28 @@ impl CircuitBreaker {
         for transition in news {
             self.publish(transition);
         }
-        result.map_err(|rejected| {
-            self.tell(EventKind::Rejected);
-            Rejected {
-                name: Arc::clone(&self.0.name),
-                state: rejected.state,
-                forced: rejected.forced,
-                retry_after: rejected.retry_after,
-                cause: rejected.cause,
-            }
-        })
+        result.map_err(|rejected| self.reject(rejected))
+    }
+
+    #[cold]
+    fn reject(&self, rejected: machine::Rejected) -> Rejected {
+        let machine::Rejected {
+            state,
+            forced,
+            retry_after,
+            cause,
+        } = rejected;
+        let breaker = &*self.0.name;
+        let wait = retry_after.map(tracing::field::debug);
+        tracing::debug!(breaker, %state, %cause, wait, "circuit breaker refused a call");
+        self.tell(EventKind::Rejected);
+        Rejected {
+            name: Arc::clone(&self.0.name),
+            state,
+            forced,
+            retry_after,
+            cause,
+        }
     }
 
     #[inline]
@@ -429,9 +456,19 @@ impl CircuitBreaker {
     #[cold]
     fn publish(&self, transition: Transition) {
         let Transition {
-            from, to, cause, ..
+            from,
+            to,
+            cause,
+            wait,
+            ..
         } = transition;
-        tracing::info!(breaker = &*self.0.name, %from, %to, %cause, "circuit breaker changed");
+        let breaker = &*self.0.name;
+        let wait = wait.map(tracing::field::debug);
+        if to == State::Open {
+            tracing::warn!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
+        } else {
+            tracing::info!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
+        }
         {
             let mut kept = self.kept_transitions();
             if kept.len() == TRANSITIONS_KEPT {

@@ -1,0 +1,131 @@
+//! What a breaker tells tracing: its transitions, and each refusal.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
+
+use std::fmt::{Debug, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kailash::circuit_breaker::{CircuitBreaker, Config};
+use kailash::clock::{Clock, ManualClock};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+/// Keeps each event up to a level as one line.
+struct Lines {
+    up_to: Level,
+    kept: Arc<Mutex<Vec<String>>>,
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            return;
+        }
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        write!(self.0, " {field}={value}").unwrap();
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= self.up_to
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        unreachable!("no span is enabled");
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.kept.lock().unwrap().push(line.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+fn lines(up_to: Level, work: impl FnOnce(&CircuitBreaker, &ManualClock)) -> Vec<String> {
+    let config = Config {
+        failure_threshold: 1,
+        success_threshold: 1,
+        half_open_requests: 1,
+        recovery_timeout: Duration::from_millis(1500),
+        jitter_enabled: false,
+        ..Config::default()
+    };
+    let (clock, hand) = Clock::manual();
+    let breaker = CircuitBreaker::with_clock("db", config, clock).unwrap();
+    let kept = Arc::default();
+    let subscriber = Lines {
+        up_to,
+        kept: Arc::clone(&kept),
+    };
+    tracing::subscriber::with_default(subscriber, || work(&breaker, &hand));
+    std::mem::take(&mut kept.lock().unwrap())
+}
+
+#[test]
+fn an_opening_is_a_warning_and_a_recovery_information() {
+    let lines = lines(Level::INFO, |breaker, hand| {
+        let _ = breaker.call_sync(|| Err::<(), _>(()));
+        let _ = breaker.call_sync(|| Ok::<_, ()>(()));
+        hand.advance(Duration::from_millis(1500));
+        let _ = breaker.call_sync(|| Ok::<_, ()>(()));
+        breaker.force_open();
+    });
+    assert_eq!(
+        lines,
+        [
+            "WARN breaker=db from=closed to=open cause=consecutive_failures wait=1.5s",
+            "INFO breaker=db from=open to=half_open cause=wait_over",
+            "INFO breaker=db from=half_open to=closed cause=probes_succeeded",
+            "WARN breaker=db from=closed to=open cause=told",
+        ]
+    );
+}
+
+#[test]
+fn each_refusal_is_for_debugging() {
+    let lines = lines(Level::DEBUG, |breaker, hand| {
+        breaker.record_failure();
+        assert!(breaker.try_acquire().is_err());
+        hand.advance(Duration::from_millis(1500));
+        let probe = breaker.try_acquire().unwrap();
+        assert!(breaker.try_acquire().is_err());
+        probe.success();
+        breaker.force_open();
+        assert!(breaker.try_acquire().is_err());
+    });
+    let refusals: Vec<_> = lines.iter().filter(|line| line.contains("DEBUG")).collect();
+    assert_eq!(
+        refusals,
+        [
+            "DEBUG breaker=db state=open cause=consecutive_failures wait=1.5s",
+            "DEBUG breaker=db state=half_open cause=consecutive_failures",
+            "DEBUG breaker=db state=open cause=told",
+        ]
+    );
+}
+
+#[test]
+fn calls_that_pass_say_nothing() {
+    let lines = lines(Level::TRACE, |breaker, _| {
+        for _ in 0..10 {
+            breaker.call_sync(|| Ok::<_, ()>(())).unwrap();
+        }
+    });
+    assert!(lines.is_empty(), "{lines:?}");
+}
