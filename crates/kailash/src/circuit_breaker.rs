@@ -26,6 +26,8 @@
 //! span of the breaker's own: that would cost as much as the breaker itself though nobody listens.
 //! Whoever wants one instruments the call.
 
+#[cfg(feature = "tower")]
+mod admission;
 mod event;
 mod manager;
 
@@ -41,6 +43,8 @@ use kailash_core::circuit_breaker::{Machine, Verdict};
 use kailash_core::time::Timestamp;
 use tokio::sync::broadcast;
 
+#[cfg(feature = "tower")]
+pub(crate) use admission::{Admission, Refusal};
 pub use event::{Event, EventKind, Events};
 pub use kailash_core::circuit_breaker::{
     Cause, Config, Outcome, Snapshot, State, Transition, WindowKind,
@@ -317,7 +321,7 @@ impl CircuitBreaker {
         self.record(Outcome::Failure);
     }
 
-    fn record(&self, outcome: Outcome) {
+    pub(crate) fn record(&self, outcome: Outcome) {
         let Shared {
             machine,
             clock,
@@ -503,7 +507,7 @@ impl fmt::Debug for CircuitBreaker {
     }
 }
 
-fn outcome_of<T, E>(result: &Result<T, E>) -> Outcome {
+pub(crate) fn outcome_of<T, E>(result: &Result<T, E>) -> Outcome {
     match result {
         Ok(_) => Outcome::Success,
         Err(_) => Outcome::Failure,
@@ -664,6 +668,20 @@ pub enum CallError<E> {
     Rejected(Rejected),
     /// The call's own error.
     Inner(E),
+}
+
+impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
+    /// The refusal, or the call's own error, as what it is and nothing around it.
+    ///
+    /// For callers that box all their errors, as stacks of tower layers do: the box downcasts to
+    /// [`Rejected`], or to whatever the call's own error is.
+    #[must_use]
+    pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
+        match self {
+            Self::Rejected(rejected) => rejected.into(),
+            Self::Inner(error) => error.into(),
+        }
+    }
 }
 
 impl<E> From<Rejected> for CallError<E> {

@@ -6,6 +6,8 @@ pub mod circuit_breaker;
 pub mod clock;
 pub mod health;
 pub mod histogram;
+#[cfg(feature = "tower")]
+pub mod layer;
 pub mod redact;
 #[cfg(feature = "sql")]
 pub mod sql;
@@ -13,6 +15,6 @@ pub mod sql;
 pub use kailash_core::config::ConfigError;
 
 /// The README's examples, as tests.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "tower"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

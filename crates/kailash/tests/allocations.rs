@@ -67,6 +67,38 @@ fn a_breaker_allocates_nothing_for_a_success_a_failure_or_a_refusal() {
     assert_eq!(allocations(|| assert!(refusals())), 0);
 }
 
+#[cfg(feature = "tower")]
+#[test]
+fn a_breaker_as_a_layer_allocates_nothing_for_a_success_a_failure_or_a_refusal() {
+    use kailash::layer::circuit_breaker::CircuitBreakerLayer;
+    use tower::{Layer, Service, ServiceExt, service_fn};
+
+    let config = Config {
+        failure_threshold: 1_000_000,
+        error_rate_threshold: None,
+        ..Config::default()
+    };
+    let breaker = CircuitBreaker::new("b", config).expect("the config is right");
+    let layer = CircuitBreakerLayer::new(breaker.clone());
+    let mut service = layer.layer(service_fn(|answer: Result<u8, u8>| async move { answer }));
+    let mut calls = async |answer| {
+        let before = ALLOCATIONS.get();
+        for _ in 0..1000 {
+            let ready = service.ready().await.expect("always ready");
+            let _ = ready.call(answer).await;
+        }
+        ALLOCATIONS.get() - before
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async {
+        assert_eq!(calls(Ok(1)).await, 0);
+        assert_eq!(calls(Err(1)).await, 0);
+        breaker.force_open();
+        assert_eq!(calls(Ok(1)).await, 0);
+    });
+    assert_eq!(breaker.snapshot().rejections, 1000);
+}
+
 #[test]
 fn a_partition_allocates_nothing_for_a_free_slot_or_a_refusal() {
     let config = PartitionConfig {

@@ -1,0 +1,276 @@
+//! The circuit breaker as a tower layer.
+//!
+//! - **Ready**: while the breaker refuses calls the service is ready at once, and the call is
+//!   answered with the refusal. The service within is not asked, so one that is never ready stops
+//!   no refusal. Else the service is as ready as the one within, and that very instance gets the
+//!   call.
+//! - **Probes**: a half-open breaker's slot is taken by the call, not by readiness: a service that
+//!   is made ready and never called holds none. If more are made ready than there are slots, the
+//!   calls that come last are refused.
+//! - **An error while getting ready** is passed on. It counts as the classifier says, by default
+//!   as a failure: a dependency that nobody can connect to must open its breaker too.
+//! - **Cancelled**: a response future that is dropped is a cancelled call, whose clock started
+//!   with the call.
+//! - **Panics** of the service within, or of the classifier, are failures and go on.
+//! - **Streams**: a call ends with its response, which for HTTP is the head of it. What becomes of
+//!   the body is not seen.
+//!
+//! A refused service whose inner instance was made ready before keeps it so, with whatever that
+//! instance holds, such as a slot of a concurrency limit, until its next call or its end.
+
+mod classify;
+mod http;
+
+use std::fmt;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use classify::{Classify, ErrIsFailure};
+pub use http::{HttpStatus, http_outcome};
+
+use crate::circuit_breaker::{Admission, CallError, CircuitBreaker, Outcome, Refusal, Rejected};
+
+/// Puts services behind a circuit breaker.
+///
+/// All services that one layer makes, and all their clones, share the breaker. See the
+/// [module](self) for what it promises, and [`layer`](crate::layer) for an example.
+#[derive(Clone, Debug)]
+pub struct CircuitBreakerLayer<C = ErrIsFailure> {
+    breaker: CircuitBreaker,
+    classifier: C,
+}
+
+impl CircuitBreakerLayer {
+    /// A layer where an `Err` counts as a failure, and any response as a success.
+    #[must_use]
+    pub fn new(breaker: CircuitBreaker) -> Self {
+        Self::with_classifier(breaker, ErrIsFailure)
+    }
+}
+
+impl<C> CircuitBreakerLayer<C> {
+    /// A layer where `classifier` says how a call ended: [`HttpStatus`], a [`Classify`] of your
+    /// own, or a closure.
+    ///
+    /// A refusal from within, by another breaker or a full partition, says nothing about the
+    /// dependency; a classifier can tell:
+    ///
+    /// ```
+    /// use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Outcome};
+    /// use kailash::layer::circuit_breaker::CircuitBreakerLayer;
+    ///
+    /// type Answer = Result<String, CallError<std::io::Error>>;
+    ///
+    /// let breaker = CircuitBreaker::new("all of them", Config::default())?;
+    /// let layer = CircuitBreakerLayer::with_classifier(breaker, |answer: &Answer| match answer {
+    ///     Ok(_) => Outcome::Success,
+    ///     Err(CallError::Rejected(_)) => Outcome::Ignored,
+    ///     Err(CallError::Inner(_)) => Outcome::Failure,
+    /// });
+    /// # drop(layer);
+    /// # Ok::<(), kailash::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn with_classifier(breaker: CircuitBreaker, classifier: C) -> Self {
+        Self {
+            breaker,
+            classifier,
+        }
+    }
+}
+
+impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
+    type Service = CircuitBreakerService<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CircuitBreakerService {
+            inner,
+            breaker: self.breaker.clone(),
+            classifier: self.classifier.clone(),
+            refusal: None,
+        }
+    }
+}
+
+/// A service behind a circuit breaker, made by a [`CircuitBreakerLayer`].
+///
+/// A clone shares the breaker and must be made ready itself. A call without readiness goes to the
+/// service within as it is, which may panic.
+#[derive(Debug)]
+pub struct CircuitBreakerService<S, C = ErrIsFailure> {
+    inner: S,
+    breaker: CircuitBreaker,
+    classifier: C,
+    /// Set while this instance is ready to refuse: the service within was not asked.
+    refusal: Option<Refusal>,
+}
+
+impl<S: Clone, C: Clone> Clone for CircuitBreakerService<S, C> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            breaker: self.breaker.clone(),
+            classifier: self.classifier.clone(),
+            refusal: None,
+        }
+    }
+}
+
+impl<S, C, Request> Service<Request> for CircuitBreakerService<S, C>
+where
+    S: Service<Request>,
+    C: Classify<S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = CallError<S::Error>;
+    type Future = ResponseFuture<S::Future, C>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.refusal.is_some() || !self.breaker.passes_all() {
+            self.refusal = self.breaker.refusal();
+            if self.refusal.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let guard = OnUnwind(|| self.breaker.record_failure());
+        let ready = self.inner.poll_ready(cx);
+        let ready = match ready {
+            Poll::Ready(Err(error)) => {
+                let failed = Err(error);
+                let outcome = self.classifier.classify(&failed);
+                self.breaker.record(outcome);
+                Poll::Ready(failed.map(drop).map_err(CallError::Inner))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        };
+        mem::forget(guard);
+        ready
+    }
+
+    #[inline]
+    fn call(&mut self, request: Request) -> Self::Future {
+        if self.refusal.is_none()
+            && let Some(admission) = self.breaker.admit_owned()
+        {
+            return self.admitted(admission, request);
+        }
+        let admission = match self.refusal.take() {
+            Some(refusal) => Err(self.breaker.refuse(refusal)),
+            None => self.breaker.admit_or_refuse(),
+        };
+        match admission {
+            Ok(admission) => self.admitted(admission, request),
+            Err(rejected) => ResponseFuture {
+                state: State::Rejected {
+                    rejected: Some(rejected),
+                },
+            },
+        }
+    }
+}
+
+impl<S, C: Clone> CircuitBreakerService<S, C> {
+    #[inline]
+    fn admitted<Request>(
+        &mut self,
+        admission: Admission,
+        request: Request,
+    ) -> ResponseFuture<S::Future, C>
+    where
+        S: Service<Request>,
+    {
+        ResponseFuture {
+            state: State::Called {
+                // A panic drops the admission, which counts it as a failure.
+                future: self.inner.call(request),
+                admission,
+                classifier: self.classifier.clone(),
+            },
+        }
+    }
+}
+
+pin_project! {
+    /// The response of a [`CircuitBreakerService`]; dropped early it is a cancelled call.
+    pub struct ResponseFuture<F, C = ErrIsFailure> {
+        #[pin]
+        state: State<F, C>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F, C> {
+        Called {
+            #[pin]
+            future: F,
+            admission: Admission,
+            classifier: C,
+        },
+        Rejected {
+            rejected: Option<Rejected>,
+        },
+    }
+}
+
+impl<F, C, T, E> Future for ResponseFuture<F, C>
+where
+    F: Future<Output = Result<T, E>>,
+    C: Classify<T, E>,
+{
+    type Output = Result<T, CallError<E>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProjection::Called {
+                future,
+                admission,
+                classifier,
+            } => {
+                // Whoever catches the panic may drop the future later, which would be a
+                // cancelled call.
+                let guard = OnUnwind(|| admission.record(Outcome::Failure));
+                let polled = future.poll(cx).map(|result| {
+                    let outcome = classifier.classify(&result);
+                    (result, outcome)
+                });
+                mem::forget(guard);
+                let (result, outcome) = ready!(polled);
+                admission.record(outcome);
+                Poll::Ready(result.map_err(CallError::Inner))
+            }
+            StateProjection::Rejected { rejected } => {
+                let rejected = rejected.take().expect("polled again after its end");
+                Poll::Ready(Err(CallError::Rejected(rejected)))
+            }
+        }
+    }
+}
+
+impl<F, C> fmt::Debug for ResponseFuture<F, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("ResponseFuture");
+        match &self.state {
+            State::Called { admission, .. } => shown.field("admission", admission),
+            State::Rejected { rejected } => shown.field("rejected", rejected),
+        };
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// Does something if it is dropped; who forgets it in time has not panicked.
+struct OnUnwind<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnUnwind<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
