@@ -504,6 +504,38 @@ async fn a_classifier_that_panics_is_a_failure() {
 }
 
 #[tokio::test]
+async fn calls_behind_several_breakers_count_for_their_own_in_any_order() {
+    let (left, _hand) = breaker();
+    let (right, _hand) = breaker();
+    let (mut on_left, _seen) = guarded(&left);
+    let (mut on_right, _seen) = guarded(&right);
+    for _ in 0..10 {
+        assert!(is_ready(&mut on_left) && is_ready(&mut on_right));
+        let (first, second) = (on_left.call(Work::Succeeds), on_right.call(Work::Succeeds));
+        assert!(first.await.is_ok() && second.await.is_ok());
+        assert_eq!(call(&mut on_right, Work::Succeeds).await, Ok("done"));
+        assert_eq!(call(&mut on_right, Work::Succeeds).await, Ok("done"));
+    }
+    assert_eq!((left.snapshot().calls, right.snapshot().calls), (10, 30));
+    assert!(call(&mut on_right, Work::Fails).await.is_err());
+    assert_eq!((left.state(), right.state()), (State::Closed, State::Open));
+}
+
+#[test]
+fn a_call_may_end_on_another_thread_and_outlive_its_service() {
+    let (breaker, _hand) = breaker();
+    for _ in 0..10 {
+        let (mut service, _seen) = guarded(&breaker);
+        assert!(is_ready(&mut service));
+        let response = service.call(Work::Succeeds);
+        drop(service);
+        let ended = thread::spawn(move || response.now_or_never());
+        assert_eq!(ended.join().unwrap(), Some(Ok("done")));
+    }
+    assert_eq!(breaker.snapshot().calls, 10);
+}
+
+#[tokio::test]
 async fn disabled_and_metrics_only_let_all_calls_pass() {
     let (breaker, _hand) = breaker();
     let (mut service, _seen) = guarded(&breaker);

@@ -15,6 +15,9 @@
 //! - **Streams**: a call ends with its response, which for HTTP is the head of it. What becomes of
 //!   the body is not seen.
 //!
+//! A caller that waits for the service within to be ready is woken by that service alone; a breaker
+//! that opens meanwhile refuses it then.
+//!
 //! A refused service whose inner instance was made ready before keeps it so, with whatever that
 //! instance holds, such as a slot of a concurrency limit, until its next call or its end.
 
