@@ -199,11 +199,13 @@ async fn a_service_that_is_never_ready_stops_no_refusal() {
     breaker.record_failure();
     let asked = seen.asked();
     for refused in 1..=3 {
-        refusal(call(&mut service, Work::Succeeds).await);
+        assert!(is_ready(&mut service));
+        refusal(service.call(Work::Succeeds).await);
         assert_eq!(breaker.snapshot().rejections, refused);
     }
     breaker.force_open();
-    assert!(refusal(call(&mut service, Work::Succeeds).await).forced);
+    assert!(is_ready(&mut service));
+    assert!(refusal(service.call(Work::Succeeds).await).forced);
     assert_eq!(seen.asked(), asked, "an open breaker asks nobody");
 }
 
