@@ -249,6 +249,22 @@ async fn a_clone_of_a_service_that_is_ready_to_refuse_is_not() {
 }
 
 #[tokio::test]
+async fn readiness_to_refuse_is_for_one_call_of_one_instance() {
+    let (breaker, _hand) = breaker();
+    let (mut service, _seen) = guarded(&breaker);
+    breaker.force_open();
+    assert!(is_ready(&mut service));
+    let clone = service.clone();
+    refusal(service.call(Work::Succeeds).await);
+    for mut unready in [service, clone] {
+        breaker.force_close();
+        // Nobody refuses it, so the service within sees the breach.
+        let called = catch_unwind(AssertUnwindSafe(|| unready.call(Work::Succeeds)));
+        assert!(called.is_err());
+    }
+}
+
+#[tokio::test]
 async fn what_was_made_ready_to_refuse_never_calls_a_service_that_was_not_asked() {
     let (breaker, hand) = breaker();
     let (mut service, seen) = guarded(&breaker);
@@ -601,7 +617,8 @@ async fn a_limit_whose_slots_are_taken_delays_no_refusal() {
     let mut second = service.clone();
     assert!(second.ready().now_or_never().is_none(), "no slot is free");
     breaker.record_failure();
-    refusal(second.ready().await.unwrap().call(Work::Succeeds).await);
+    assert!(second.ready().now_or_never().is_some());
+    refusal(second.call(Work::Succeeds).await);
     drop(hanging);
 }
 
