@@ -209,7 +209,7 @@ impl CircuitBreaker {
 
     /// Has `callback(from, to)` called on the courier's thread at each transition; it must be quick.
     fn listen(&self, callback: Py<PyAny>) {
-        let mut events = self.breaker.subscribe();
+        let mut events = self.breaker.subscribe_transitions();
         let callback = Carried::new(callback);
         runtime::handle().spawn(async move {
             let callback = Arc::new(callback);

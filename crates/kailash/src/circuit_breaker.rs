@@ -28,32 +28,48 @@
 
 #[cfg(feature = "tower")]
 mod admission;
+mod call;
+mod context;
 mod event;
+mod journal;
+mod keyed;
 mod manager;
+mod permit;
+mod preset;
+mod ready;
+mod rejected;
 
-use std::collections::VecDeque;
-use std::error::Error;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use kailash_core::circuit_breaker as machine;
 use kailash_core::circuit_breaker::{Machine, Verdict};
 use kailash_core::time::Timestamp;
-use tokio::sync::broadcast;
 
 #[cfg(feature = "tower")]
 pub(crate) use admission::{Admission, Refusal};
 pub use event::{Event, EventKind, Events};
 pub use kailash_core::circuit_breaker::{
-    Cause, Config, Outcome, Snapshot, State, Transition, WindowKind,
+    Cause, Config, Counts, Outcome, Snapshot, State, Transition, WindowKind,
 };
+pub use keyed::{KeyCounts, Keyed, KeyedConfig, KeyedSnapshot, Series};
 pub use manager::{CreateError, Manager};
+pub use permit::{OwnedPermit, Permit};
+pub use preset::{Overrides, PresetError, Presets, ROOT};
+pub use rejected::{CallError, Rejected};
 
 use crate::ConfigError;
-use crate::chance::Chance;
 use crate::clock::Clock;
+use crate::histogram;
+#[cfg(feature = "tower")]
+pub(crate) use call::outcome_of;
+use context::{Audience, Context};
+use journal::{Journal, News};
+#[cfg(feature = "tower")]
+use permit::dropped;
 
 /// A circuit breaker, shared by its clones.
 ///
@@ -62,20 +78,20 @@ use crate::clock::Clock;
 #[derive(Clone)]
 pub struct CircuitBreaker(Arc<Shared>);
 
+/// In this order in memory: what each call reads, the machine, which ends with what each call writes,
+/// and what calls do not touch.
+#[repr(C)]
 struct Shared {
-    machine: Machine,
-    clock: Clock,
-    chance: Chance,
+    context: Arc<Context>,
+    /// Whether somebody may want to hear of calls. The first call that finds nobody clears it.
+    tells_calls: AtomicBool,
+    /// Made when somebody first wants to know.
+    audience: OnceLock<Box<Audience>>,
     name: Arc<str>,
-    /// Held while the breaker is told something, so that two of these do not overlap.
-    config: Mutex<Config>,
-    /// Made by the first subscriber.
-    events: OnceLock<broadcast::Sender<Event>>,
-    /// The newest, the oldest first.
-    transitions: Mutex<VecDeque<Transition>>,
+    machine: Machine,
+    /// Held while the breaker is told something, and while the state may change.
+    journal: Mutex<Journal>,
 }
-
-const TRANSITIONS_KEPT: usize = 5;
 
 impl CircuitBreaker {
     /// A breaker in its initial state, on the machine's monotonic clock.
@@ -95,14 +111,22 @@ impl CircuitBreaker {
         config: Config,
         clock: Clock,
     ) -> Result<Self, ConfigError> {
+        let context = Arc::new(Context::new(clock));
+        Self::within(context, name.into(), Arc::new(config))
+    }
+
+    fn within(
+        context: Arc<Context>,
+        name: Arc<str>,
+        config: Arc<Config>,
+    ) -> Result<Self, ConfigError> {
         Ok(Self(Arc::new(Shared {
             machine: Machine::new(&config)?,
-            clock,
-            chance: Chance::new(),
-            name: name.into(),
-            config: Mutex::new(config),
-            events: OnceLock::new(),
-            transitions: Mutex::default(),
+            context,
+            tells_calls: AtomicBool::new(false),
+            audience: OnceLock::new(),
+            name,
+            journal: Mutex::new(Journal::new(config)),
         })))
     }
 
@@ -115,7 +139,7 @@ impl CircuitBreaker {
     /// The settings as they are now.
     #[must_use]
     pub fn config(&self) -> Config {
-        self.told().clone()
+        Config::clone(&self.journal().config)
     }
 
     /// The state by time: an open breaker whose wait is over reads half-open.
@@ -130,64 +154,25 @@ impl CircuitBreaker {
         self.0.machine.snapshot(self.settled())
     }
 
-    /// Runs a call behind the breaker: an `Err` counts as a failure.
-    ///
-    /// Dropping the future while it runs is a cancelled call.
-    ///
-    /// # Errors
-    /// [`CallError::Rejected`] if the breaker refuses the call, which is then never made;
-    /// [`CallError::Inner`] with the call's own error.
-    pub async fn call<F, T, E>(&self, call: impl FnOnce() -> F) -> Result<T, CallError<E>>
-    where
-        F: Future<Output = Result<T, E>>,
-    {
-        self.call_with(outcome_of, call).await
+    /// What it has counted since it was made. No reset sets it back: this is for metrics.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.0.machine.counts()
     }
 
-    /// Runs a call behind the breaker, where `classify` says how it ended.
-    ///
-    /// A classifier that panics counts as a failure, and the panic goes on.
-    ///
-    /// # Errors
-    /// As [`CircuitBreaker::call`].
-    pub async fn call_with<F, T, E>(
-        &self,
-        classify: impl FnOnce(&Result<T, E>) -> Outcome,
-        call: impl FnOnce() -> F,
-    ) -> Result<T, CallError<E>>
-    where
-        F: Future<Output = Result<T, E>>,
-    {
-        let permit = self.try_acquire()?.watched()?;
-        let result = call().await;
-        // A panic in the classifier drops the permit, which counts it as a failure.
-        let outcome = classify(&result);
-        permit.record(outcome);
-        result.map_err(CallError::Inner)
+    /// How long calls took since the last reset; `None` unless its manager was told to
+    /// [record durations](Manager::record_durations) and a call has ended since then.
+    #[must_use]
+    pub fn durations(&self) -> Option<histogram::Snapshot> {
+        let durations = self.0.audience.get()?.durations.get()?;
+        Some(durations.since_reset())
     }
 
-    /// Runs a blocking call behind the breaker: an `Err` counts as a failure, so does a panic.
-    ///
-    /// # Errors
-    /// As [`CircuitBreaker::call`].
-    pub fn call_sync<T, E>(&self, call: impl FnOnce() -> Result<T, E>) -> Result<T, CallError<E>> {
-        self.call_sync_with(outcome_of, call)
-    }
-
-    /// Runs a blocking call behind the breaker, where `classify` says how it ended.
-    ///
-    /// # Errors
-    /// As [`CircuitBreaker::call`].
-    pub fn call_sync_with<T, E>(
-        &self,
-        classify: impl FnOnce(&Result<T, E>) -> Outcome,
-        call: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, CallError<E>> {
-        let permit = self.try_acquire()?.watched()?;
-        let result = call();
-        let outcome = classify(&result);
-        permit.record(outcome);
-        result.map_err(CallError::Inner)
+    /// As [`CircuitBreaker::durations`], but no reset sets it back: this is for metrics.
+    #[must_use]
+    pub fn all_durations(&self) -> Option<histogram::Snapshot> {
+        let durations = self.0.audience.get()?.durations.get()?;
+        Some(durations.histogram.snapshot())
     }
 
     /// Asks for leave to make one call.
@@ -225,26 +210,24 @@ impl CircuitBreaker {
     /// Admits a call if all calls pass, as they do while closed.
     #[inline]
     fn admit(&self) -> Option<machine::Permit> {
-        let Shared { machine, clock, .. } = &*self.0;
-        let permit = machine.admit()?;
-        if machine.is_timed() {
-            return Some(permit.started_at(clock.now()));
+        let permit = self.0.machine.admit()?;
+        if self.0.machine.is_timed() || self.tells_calls() {
+            return Some(permit.started_at(self.clock().now()));
         }
         Some(permit)
     }
 
     #[cold]
     fn acquire_slowly(&self) -> Result<machine::Permit, Rejected> {
-        let Shared {
-            machine,
-            clock,
-            chance,
-            ..
-        } = &*self.0;
-        let (result, news) = machine.try_acquire(clock.now(), chance.draw());
-        for transition in news {
-            self.publish(transition);
+        // What changes nothing needs no lock.
+        if let Some(rejected) = self.0.machine.refuse(self.clock().now()) {
+            return Err(self.reject(rejected));
         }
+        let result = self.change(|machine, now, draw, news| {
+            let (result, changes) = machine.try_acquire(now, draw);
+            news.extend(changes);
+            result
+        });
         result.map_err(|rejected| self.reject(rejected))
     }
 
@@ -271,12 +254,18 @@ impl CircuitBreaker {
 
     #[inline]
     fn finish(&self, permit: machine::Permit, outcome: Outcome) -> Option<Duration> {
-        let Shared { machine, clock, .. } = &*self.0;
-        let now = machine.needs_time(&permit).then(|| clock.now());
+        let needs_time = self.0.machine.needs_time(&permit);
+        let now = needs_time.then(|| self.clock().now());
         let ran = now.zip(permit.started()).map(|(to, from)| to.since(from));
-        let verdict = machine.record(permit, outcome, now);
-        self.tell(EventKind::Ended(outcome));
-        if verdict != Verdict::Unchanged {
+        if self.tells_calls() {
+            self.tell_end(outcome, ran);
+        }
+        if self.0.machine.admit().is_none() {
+            // A call that ends while others are refused may be what changes that.
+            self.finish_in_turn(permit, outcome, now);
+        } else if let verdict @ (Verdict::Trip(_) | Verdict::Closed(_)) =
+            self.0.machine.record(permit, outcome, now)
+        {
             self.carry_out(verdict);
         }
         ran
@@ -295,20 +284,18 @@ impl CircuitBreaker {
 
     #[cold]
     fn carry_out(&self, verdict: Verdict) {
-        let Shared {
-            machine,
-            clock,
-            chance,
-            ..
-        } = &*self.0;
-        let transition = match verdict {
-            Verdict::Unchanged => None,
-            Verdict::Closed(transition) => Some(transition),
-            Verdict::Trip(trip) => machine.trip(trip, clock.now(), chance.draw()),
-        };
-        if let Some(transition) = transition {
-            self.publish(transition);
-        }
+        self.change(|machine, now, draw, news| {
+            news.extend(carried_out(machine, verdict, now, draw));
+        });
+    }
+
+    #[cold]
+    fn finish_in_turn(&self, permit: machine::Permit, outcome: Outcome, ended: Option<Timestamp>) {
+        self.change(|machine, now, draw, news| {
+            let verdict = machine.record(permit, outcome, ended);
+            news.extend(carried_out(machine, verdict, now, draw));
+        });
+        self.wake_waiters();
     }
 
     /// Counts a success that no permit was taken for.
@@ -322,18 +309,14 @@ impl CircuitBreaker {
     }
 
     pub(crate) fn record(&self, outcome: Outcome) {
-        let Shared {
-            machine,
-            clock,
-            chance,
-            ..
-        } = &*self.0;
-        let (verdict, news) = machine.record_manual(outcome, clock.now(), chance.draw());
-        for transition in news {
-            self.publish(transition);
+        if self.tells_calls() {
+            self.tell_end(outcome, None);
         }
-        self.tell(EventKind::Ended(outcome));
-        self.carry_out(verdict);
+        self.change(|machine, now, draw, news| {
+            let (verdict, changes) = machine.record_manual(outcome, now, draw);
+            news.extend(changes);
+            news.extend(carried_out(machine, verdict, now, draw));
+        });
     }
 
     /// Opens the breaker until [`CircuitBreaker::force_close`] or [`CircuitBreaker::reset`].
@@ -349,6 +332,10 @@ impl CircuitBreaker {
     /// Closes the breaker from any state and forgets all counts.
     pub fn reset(&self) {
         self.command(Machine::reset);
+        let durations = self.0.audience.get().and_then(|it| it.durations.get());
+        if let Some(durations) = durations {
+            durations.reset();
+        }
     }
 
     /// Lets all calls pass and counts nothing, until [`CircuitBreaker::enable`].
@@ -368,14 +355,12 @@ impl CircuitBreaker {
     }
 
     fn command(&self, order: impl FnOnce(&Machine, Timestamp) -> Option<Transition>) {
-        // What time has brought comes first, so that the news of the order follows from it.
-        self.wake();
-        let told = self.told();
-        let transition = order(&self.0.machine, self.0.clock.now());
-        drop(told);
-        if let Some(transition) = transition {
-            self.publish(transition);
-        }
+        self.change(|machine, now, draw, news| {
+            // What time has brought comes first, so that the news of the order follows from it.
+            news.extend(machine.settle(now, draw));
+            news.extend(machine.wake(now));
+            news.extend(order(machine, now));
+        });
     }
 
     /// Changes the settings and keeps state and counts; a new `window_size` begins with the newest
@@ -384,77 +369,130 @@ impl CircuitBreaker {
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.
     pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
-        let mut told = self.told();
-        self.0.machine.reconfigure(&config, self.0.clock.now())?;
-        *told = config;
+        self.reconfigure_to(Arc::new(config))
+    }
+
+    fn reconfigure_to(&self, config: Arc<Config>) -> Result<(), ConfigError> {
+        let mut journal = self.journal();
+        self.0.machine.reconfigure(&config, self.clock().now())?;
+        journal.config = config;
+        drop(journal);
+        // More probes may be allowed now.
+        self.wake_waiters();
         Ok(())
     }
 
-    /// Subscribes to what happens from now on.
+    /// Subscribes to all that happens from now on, calls too.
     ///
     /// A subscriber can neither delay nor break a call: one that falls more than 1,024 events
     /// behind loses the oldest, and is told how many.
     #[must_use]
     pub fn subscribe(&self) -> Events {
-        let sender = self.0.events.get_or_init(|| broadcast::channel(1024).0);
-        Events::new(self.clone(), sender.subscribe())
+        let events = Events::of_breaker(self.clone(), self.audience().topics.all());
+        self.mind_calls();
+        events
+    }
+
+    /// As [`CircuitBreaker::subscribe`], to transitions only: calls cost nothing then.
+    #[must_use]
+    pub fn subscribe_transitions(&self) -> Events {
+        Events::of_breaker(self.clone(), self.audience().topics.transitions())
     }
 
     /// The five newest transitions, the oldest first, each with how long ago it took effect.
     #[must_use]
     pub fn transitions(&self) -> Vec<(Transition, Duration)> {
         let now = self.settled();
-        let kept = self.kept_transitions();
-        kept.iter()
-            .map(|news| (*news, now.since(news.at)))
-            .collect()
+        let journal = self.journal();
+        let kept = journal.kept();
+        kept.map(|news| (*news, now.since(news.at))).collect()
     }
 
     /// Frees the slots of all probes in flight, which decide nothing any more.
     ///
-    /// For the child of a fork: the calls that hold them go on in its parent.
+    /// For the child of a fork: the calls that hold them go on in its parent, and so does whoever
+    /// was telling a transition.
     pub fn abandon_probes(&self) {
         self.0.machine.abandon_probes();
+        if let Ok(mut journal) = self.0.journal.try_lock() {
+            journal.stop_telling();
+        }
     }
 
-    fn kept_transitions(&self) -> MutexGuard<'_, VecDeque<Transition>> {
-        let kept = self.0.transitions.lock();
-        kept.unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    fn tells_calls(&self) -> bool {
+        self.0.tells_calls.load(Ordering::Relaxed)
     }
 
-    fn told(&self) -> MutexGuard<'_, Config> {
-        // A panic cannot leave a config half-written: it is replaced as a whole.
-        self.0.config.lock().unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    fn clock(&self) -> &Clock {
+        &self.0.context.clock
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        // A panic cannot leave a journal half-written: each change to it is one assignment.
+        let journal = self.0.journal.lock();
+        journal.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what may change the state, and has the changes told in their order.
+    ///
+    /// All that may is done under one lock, so that transitions enter the journal as they happen.
+    /// They are told when it is free again.
+    #[cold]
+    fn change<R>(&self, act: impl FnOnce(&Machine, Timestamp, f64, &mut News) -> R) -> R {
+        let mut journal = self.journal();
+        let Context { clock, chance, .. } = &*self.0.context;
+        let mut news = News::default();
+        let result = act(&self.0.machine, clock.now(), chance.draw(), &mut news);
+        let is_news = journal.note(news);
+        drop(journal);
+        if is_news {
+            self.tell_news();
+        }
+        result
+    }
+
+    /// Tells what the journal holds. One at a time does it, and tells what others add meanwhile.
+    #[cold]
+    fn tell_news(&self) {
+        if !self.journal().start_telling() {
+            return;
+        }
+        let mut telling = Telling {
+            breaker: self,
+            is_done: false,
+        };
+        while let Some(transition) = telling.next() {
+            self.publish(transition);
+        }
     }
 
     /// The time now, after what was due by then has been carried out.
     fn settled(&self) -> Timestamp {
-        let Shared {
-            machine,
-            clock,
-            chance,
-            ..
-        } = &*self.0;
-        let now = clock.now();
-        if let Some(transition) = machine.settle(now, chance.draw()) {
-            self.publish(transition);
+        let now = self.clock().now();
+        let due = self.0.machine.next_due(now);
+        if due.is_none_or(|due| due > now) {
+            return now;
         }
-        now
+        self.change(|machine, now, draw, news| {
+            news.extend(machine.settle(now, draw));
+            now
+        })
     }
 
     /// Carries out what time alone has brought about, so that subscribers hear of it.
     fn wake(&self) {
-        let now = self.settled();
-        if let Some(transition) = self.0.machine.wake(now) {
-            self.publish(transition);
-        }
+        self.change(|machine, now, draw, news| {
+            news.extend(machine.settle(now, draw));
+            news.extend(machine.wake(now));
+        });
     }
 
-    /// How long until time alone changes the state.
-    fn due_in(&self) -> Option<Duration> {
-        let now = self.0.clock.now();
-        let due = self.0.machine.next_due(now)?;
-        Some(due.since(now))
+    /// When time alone changes the state.
+    fn next_due(&self) -> Timestamp {
+        let due = self.0.machine.next_due(self.clock().now());
+        due.unwrap_or(Timestamp::NEVER)
     }
 
     #[cold]
@@ -466,35 +504,55 @@ impl CircuitBreaker {
             wait,
             ..
         } = transition;
-        let breaker = &*self.0.name;
-        let wait = wait.map(tracing::field::debug);
-        if to == State::Open {
-            tracing::warn!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
-        } else {
-            tracing::info!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
-        }
-        {
-            let mut kept = self.kept_transitions();
-            if kept.len() == TRANSITIONS_KEPT {
-                kept.pop_front();
+        let log = || {
+            let breaker = &*self.0.name;
+            let wait = wait.map(tracing::field::debug);
+            if to == State::Open {
+                tracing::warn!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
+            } else {
+                tracing::info!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
             }
-            kept.push_back(transition);
-        }
+        };
+        // A logger that panics harms no call, and none of the subscribers. In a permit that a panic
+        // drops it would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(log));
         self.tell(EventKind::Transition(transition));
+        self.wake_waiters();
     }
+}
 
-    #[inline]
-    fn tell(&self, kind: EventKind) {
-        if let Some(events) = self.0.events.get() {
-            self.send(events, kind);
+/// The task of telling, which another takes up if waking a subscriber panics.
+struct Telling<'a> {
+    breaker: &'a CircuitBreaker,
+    is_done: bool,
+}
+
+impl Telling<'_> {
+    fn next(&mut self) -> Option<Transition> {
+        let next = self.breaker.journal().next_to_tell();
+        self.is_done = next.is_none();
+        next
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.breaker.journal().stop_telling();
         }
     }
+}
 
-    #[cold]
-    fn send(&self, events: &broadcast::Sender<Event>, kind: EventKind) {
-        let breaker = Arc::clone(&self.0.name);
-        // No receiver is left: nobody wants to know.
-        let _ = events.send(Event { breaker, kind });
+fn carried_out(
+    machine: &Machine,
+    verdict: Verdict,
+    now: Timestamp,
+    draw: f64,
+) -> Option<Transition> {
+    match verdict {
+        Verdict::Unchanged => None,
+        Verdict::Closed(transition) => Some(transition),
+        Verdict::Trip(trip) => machine.trip(trip, now, draw),
     }
 }
 
@@ -504,206 +562,5 @@ impl fmt::Debug for CircuitBreaker {
             .field("name", &self.0.name)
             .field("machine", &self.0.machine)
             .finish_non_exhaustive()
-    }
-}
-
-pub(crate) fn outcome_of<T, E>(result: &Result<T, E>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Success,
-        Err(_) => Outcome::Failure,
-    }
-}
-
-/// Leave to make one call, which borrows its breaker.
-///
-/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
-#[derive(Debug)]
-#[must_use = "a permit that is dropped at once is a cancelled call"]
-pub struct Permit<'a> {
-    breaker: &'a CircuitBreaker,
-    inner: Option<machine::Permit>,
-}
-
-/// Leave to make one call, which keeps its breaker alive.
-///
-/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
-#[derive(Debug)]
-#[must_use = "a permit that is dropped at once is a cancelled call"]
-pub struct OwnedPermit {
-    breaker: CircuitBreaker,
-    inner: Option<machine::Permit>,
-    paused: Option<Timestamp>,
-}
-
-macro_rules! permit {
-    ($($permit:ty),*) => {$(
-        impl $permit {
-            /// The call succeeded.
-            pub fn success(self) {
-                self.record(Outcome::Success);
-            }
-
-            /// The call failed.
-            pub fn failure(self) {
-                self.record(Outcome::Failure);
-            }
-
-            /// The call says nothing about the dependency.
-            pub fn ignore(self) {
-                self.record(Outcome::Ignored);
-            }
-
-            /// Watches the call while it runs, where `overdue_calls_enabled` says so: it counts as slow
-            /// once it has run for `slow_call_threshold`, though it has not ended.
-            ///
-            /// For calls that end by themselves, and not for a permit that is kept.
-            ///
-            /// # Errors
-            /// When other calls turn out to be overdue, and open the breaker.
-            #[inline]
-            pub fn watched(mut self) -> Result<Self, Rejected> {
-                if self.breaker.0.machine.watches()
-                    && let Some(permit) = self.inner.take()
-                {
-                    self.inner = Some(self.breaker.watch(permit)?);
-                }
-                Ok(self)
-            }
-
-            /// The call ended so. Answers how long it ran, where calls are timed.
-            #[inline]
-            pub fn record(mut self, outcome: Outcome) -> Option<Duration> {
-                let permit = self.inner.take()?;
-                self.breaker.finish(permit, outcome)
-            }
-        }
-
-        impl Drop for $permit {
-            #[inline]
-            fn drop(&mut self) {
-                if let Some(permit) = self.inner.take() {
-                    self.breaker.finish(permit, dropped());
-                }
-            }
-        }
-    )*};
-}
-
-permit!(Permit<'_>, OwnedPermit);
-
-impl OwnedPermit {
-    /// Stops the call's clock, for work that goes on in pieces: what passes until
-    /// [`OwnedPermit::resume`] makes the call neither slow nor long. A probe's lease goes on.
-    pub fn pause(&mut self) {
-        self.paused
-            .get_or_insert_with(|| self.breaker.0.clock.now());
-    }
-
-    /// Lets the call's clock go on.
-    pub fn resume(&mut self) {
-        let Some(paused) = self.paused.take() else {
-            return;
-        };
-        let rest = self.breaker.0.clock.now().since(paused);
-        self.inner = self.inner.take().map(|permit| match permit.started() {
-            Some(started) => permit.started_at(started + rest),
-            None => permit,
-        });
-    }
-}
-
-#[cold]
-fn dropped() -> Outcome {
-    if thread::panicking() {
-        Outcome::Failure
-    } else {
-        Outcome::Cancelled
-    }
-}
-
-/// Why a breaker refused a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// The breaker's name.
-    pub name: Arc<str>,
-    /// [`State::Open`], or [`State::HalfOpen`] when all probes are in flight.
-    pub state: State,
-    /// Whether it was forced open: no probes until it is told otherwise.
-    pub forced: bool,
-    /// How long until a probe may pass; `None` where only another event decides.
-    pub retry_after: Option<Duration>,
-    /// Why the breaker opened.
-    pub cause: Cause,
-}
-
-impl fmt::Display for Rejected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = &self.name;
-        match (self.state, self.forced, self.retry_after) {
-            (State::HalfOpen, ..) => {
-                write!(
-                    f,
-                    "circuit breaker \"{name}\" is half-open: all probes are in flight"
-                )
-            }
-            (_, true, _) => write!(f, "circuit breaker \"{name}\" is forced open"),
-            (_, _, Some(wait)) => {
-                let (cause, seconds) = (self.cause, wait.as_secs_f64());
-                write!(
-                    f,
-                    "circuit breaker \"{name}\" is open ({cause}), retry in {seconds:.3} s"
-                )
-            }
-            (_, _, None) => write!(f, "circuit breaker \"{name}\" is open ({})", self.cause),
-        }
-    }
-}
-
-impl Error for Rejected {}
-
-/// What can come of a call behind a breaker, beside its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CallError<E> {
-    /// The breaker refused the call: it was never made.
-    Rejected(Rejected),
-    /// The call's own error.
-    Inner(E),
-}
-
-impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
-    /// The refusal, or the call's own error, as what it is and nothing around it.
-    ///
-    /// For callers that box all their errors, as stacks of tower layers do: the box downcasts to
-    /// [`Rejected`], or to whatever the call's own error is.
-    #[must_use]
-    pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
-        match self {
-            Self::Rejected(rejected) => rejected.into(),
-            Self::Inner(error) => error.into(),
-        }
-    }
-}
-
-impl<E> From<Rejected> for CallError<E> {
-    fn from(rejected: Rejected) -> Self {
-        Self::Rejected(rejected)
-    }
-}
-
-impl<E: fmt::Display> fmt::Display for CallError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rejected(rejected) => rejected.fmt(f),
-            Self::Inner(error) => error.fmt(f),
-        }
-    }
-}
-
-impl<E: Error + 'static> Error for CallError<E> {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Rejected(_) => None,
-            Self::Inner(error) => error.source(),
-        }
     }
 }

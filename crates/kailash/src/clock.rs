@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use kailash_core::time::{Timestamp, nanos};
+use tokio::sync::Notify;
 
 /// Where a shell takes the time from.
 ///
@@ -27,7 +28,13 @@ pub struct Clock(Source);
 enum Source {
     Monotonic { clock: quanta::Clock, origin: u64 },
     Tokio { origin: tokio::time::Instant },
-    Manual(Arc<AtomicU64>),
+    Manual(Arc<Hand>),
+}
+
+#[derive(Debug, Default)]
+struct Hand {
+    nanos: AtomicU64,
+    moved: Notify,
 }
 
 impl Clock {
@@ -49,8 +56,8 @@ impl Clock {
     /// A clock that stands still until its hand is moved.
     #[must_use]
     pub fn manual() -> (Self, ManualClock) {
-        let nanos = Arc::new(AtomicU64::new(0));
-        (Self(Source::Manual(Arc::clone(&nanos))), ManualClock(nanos))
+        let hand = Arc::new(Hand::default());
+        (Self(Source::Manual(Arc::clone(&hand))), ManualClock(hand))
     }
 
     /// The time now.
@@ -63,7 +70,38 @@ impl Clock {
                 Timestamp::from_nanos(clock.delta_as_nanos(*origin, clock.raw()))
             }
             Source::Tokio { origin } => Timestamp::ZERO + origin.elapsed(),
-            Source::Manual(nanos) => Timestamp::from_nanos(nanos.load(Ordering::Acquire)),
+            Source::Manual(hand) => Timestamp::from_nanos(hand.nanos.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Waits until the clock shows this time; [`Timestamp::NEVER`] never comes.
+    ///
+    /// On a manual clock it waits for the hand, and needs no runtime. On the others it sleeps on
+    /// tokio's time; where that is paused, use [`Clock::tokio`], which is paused with it.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with time, unless the clock is manual or the time never comes.
+    pub async fn sleep_until(&self, time: Timestamp) {
+        if time == Timestamp::NEVER {
+            return std::future::pending().await;
+        }
+        if let Source::Manual(hand) = &self.0 {
+            loop {
+                // Made before the look at the hand, so that no move falls between the two.
+                let moved = hand.moved.notified();
+                if self.now() >= time {
+                    return;
+                }
+                moved.await;
+            }
+        }
+        // Tokio's time and this clock may differ a little: look again.
+        loop {
+            let now = self.now();
+            if now >= time {
+                return;
+            }
+            tokio::time::sleep(time.since(now)).await;
         }
     }
 }
@@ -82,12 +120,13 @@ pub fn wall_time() -> SystemTime {
 
 /// The hand of a manual clock.
 #[derive(Clone, Debug)]
-pub struct ManualClock(Arc<AtomicU64>);
+pub struct ManualClock(Arc<Hand>);
 
 impl ManualClock {
-    /// Moves the clock forward.
+    /// Moves the clock forward, and wakes what sleeps on it.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(nanos(by), Ordering::AcqRel);
+        self.0.nanos.fetch_add(nanos(by), Ordering::AcqRel);
+        self.0.moved.notify_waiters();
     }
 }
 
@@ -104,6 +143,26 @@ mod tests {
             assert!(now >= before);
             before = now;
         }
+    }
+
+    #[tokio::test]
+    async fn a_sleep_on_a_manual_clock_ends_when_its_hand_gets_there() {
+        let (clock, hand) = Clock::manual();
+        let due = clock.now() + Duration::from_secs(2);
+        let mut sleep = Box::pin(clock.sleep_until(due));
+        assert!(futures_util::poll!(&mut sleep).is_pending());
+        hand.advance(Duration::from_secs(1));
+        assert!(futures_util::poll!(&mut sleep).is_pending());
+        hand.advance(Duration::from_secs(1));
+        assert!(futures_util::poll!(&mut sleep).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_on_the_tokio_clock_ends_on_time() {
+        let clock = Clock::tokio();
+        let due = clock.now() + Duration::from_secs(3600);
+        clock.sleep_until(due).await;
+        assert!(clock.now() >= due);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ pub mod health;
 pub mod histogram;
 #[cfg(feature = "tower")]
 pub mod layer;
+pub mod near_miss;
 pub mod redact;
 #[cfg(feature = "sql")]
 pub mod sql;

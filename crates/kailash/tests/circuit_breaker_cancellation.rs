@@ -105,7 +105,7 @@ impl World {
             let place = format!("{place}, {}", breaker.name());
             let told =
                 std::iter::from_fn(|| events.try_recv()).filter_map(|event| match event.kind {
-                    EventKind::Ended(outcome) => Some(outcome),
+                    EventKind::Ended { outcome, .. } => Some(outcome),
                     _ => None,
                 });
             let told: Vec<_> = told.collect();

@@ -1,5 +1,6 @@
 //! A breaker at one moment, and the counters behind it.
 
+use core::ops::{Add, Sub};
 use core::time::Duration;
 
 use super::Machine;
@@ -65,6 +66,34 @@ pub struct Counts {
     pub rejections: u64,
     /// Openings, forced ones too.
     pub openings: u64,
+}
+
+impl Counts {
+    fn with(self, other: Self, merge: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            calls: merge(self.calls, other.calls),
+            failures: merge(self.failures, other.failures),
+            slow_calls: merge(self.slow_calls, other.slow_calls),
+            rejections: merge(self.rejections, other.rejections),
+            openings: merge(self.openings, other.openings),
+        }
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        self.with(earlier, u64::saturating_sub)
+    }
 }
 
 /// Counters that only grow, and what they were at the last reset.
@@ -207,16 +236,15 @@ impl Machine {
         let Some(at_reset) = self.totals.at_reset.get() else {
             return counts;
         };
-        let since = |count: u64, at_reset: &AtomicU64| {
-            count.saturating_sub(at_reset.load(Ordering::Relaxed))
-        };
-        Counts {
-            calls: since(counts.calls, &at_reset.calls),
-            failures: since(counts.failures, &at_reset.failures),
-            slow_calls: since(counts.slow_calls, &at_reset.slow_calls),
-            rejections: since(counts.rejections, &at_reset.rejections),
-            openings: since(counts.openings, &at_reset.openings),
-        }
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        counts
+            - Counts {
+                calls: load(&at_reset.calls),
+                failures: load(&at_reset.failures),
+                slow_calls: load(&at_reset.slow_calls),
+                rejections: load(&at_reset.rejections),
+                openings: load(&at_reset.openings),
+            }
     }
 
     /// Has snapshots count from here.

@@ -1,0 +1,92 @@
+//! A breaker's settings, and its transitions in their order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Config, Transition};
+
+/// The changes that one act has brought.
+#[derive(Default)]
+pub(super) struct News([Option<Transition>; 4]);
+
+impl News {
+    /// Adds changes; an act brings four at most.
+    pub(super) fn extend(&mut self, changes: impl IntoIterator<Item = Transition>) {
+        let mut free = self.0.iter_mut().filter(|place| place.is_none());
+        for change in changes {
+            let place = free.next();
+            debug_assert!(place.is_some(), "an act brought more than four changes");
+            if let Some(place) = place {
+                *place = Some(change);
+            }
+        }
+    }
+}
+
+/// What the lock of a breaker guards.
+pub(super) struct Journal {
+    pub(super) config: Arc<Config>,
+    /// Made by the first transition.
+    transitions: Option<Box<Transitions>>,
+}
+
+#[derive(Default)]
+struct Transitions {
+    /// The newest, the oldest first.
+    kept: VecDeque<Transition>,
+    untold: VecDeque<Transition>,
+    is_telling: bool,
+}
+
+const KEPT: usize = 5;
+
+impl Journal {
+    pub(super) fn new(config: Arc<Config>) -> Self {
+        Self {
+            config,
+            transitions: None,
+        }
+    }
+
+    /// Writes news down. Answers whether there are any.
+    pub(super) fn note(&mut self, news: News) -> bool {
+        let mut is_news = false;
+        for transition in news.0.into_iter().flatten() {
+            is_news = true;
+            let transitions = self.transitions.get_or_insert_default();
+            if transitions.kept.len() == KEPT {
+                transitions.kept.pop_front();
+            }
+            transitions.kept.push_back(transition);
+            transitions.untold.push_back(transition);
+        }
+        is_news
+    }
+
+    /// The newest transitions, the oldest first.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Transition> {
+        self.transitions.iter().flat_map(|all| &all.kept)
+    }
+
+    /// Whether the asker has to tell what is untold, because nobody else does.
+    pub(super) fn start_telling(&mut self) -> bool {
+        let Some(transitions) = &mut self.transitions else {
+            return false;
+        };
+        !std::mem::replace(&mut transitions.is_telling, true)
+    }
+
+    /// The next to tell; after `None`, the asker has stopped telling.
+    pub(super) fn next_to_tell(&mut self) -> Option<Transition> {
+        let transitions = self.transitions.as_mut()?;
+        let next = transitions.untold.pop_front();
+        transitions.is_telling = next.is_some();
+        next
+    }
+
+    pub(super) fn stop_telling(&mut self) {
+        if let Some(transitions) = &mut self.transitions {
+            transitions.is_telling = false;
+        }
+    }
+}

@@ -1,0 +1,546 @@
+//! Breakers by key: one for each host, tenant or shard, however many there are.
+
+mod series;
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use indexmap::{Equivalent, IndexSet};
+use kailash_core::config::{in_range, positive};
+use kailash_core::time::Timestamp;
+
+use super::context::Context;
+use super::{CircuitBreaker, Config, Counts, State};
+use crate::{ConfigError, histogram};
+use series::Listed;
+pub use series::{KeyCounts, Series};
+
+/// The breakers of one group, one per key, shared by its clones: see
+/// [`Manager::keyed`](super::Manager::keyed).
+///
+/// One bad host of ten is refused, the other nine are not. A breaker is called `GROUP/KEY`, is made
+/// when its key is first asked for, and is forgotten when its key has not been asked for in a while.
+/// It is never forgotten while it is anything but closed, while somebody holds it (so while a call is
+/// in flight), or while its window holds failures or slow calls that may yet trip it.
+///
+/// ```
+/// use kailash::circuit_breaker::{KeyedConfig, Manager, State};
+///
+/// let hosts = Manager::new().keyed("host", KeyedConfig::default())?;
+/// for _ in 0..5 {
+///     let _ = hosts.get("10.0.0.7").call_sync(|| Err::<(), _>("refused"));
+/// }
+/// assert_eq!(hosts.get("10.0.0.7").state(), State::Open);
+/// assert_eq!(hosts.get("10.0.0.8").state(), State::Closed);
+/// # Ok::<(), kailash::circuit_breaker::CreateError>(())
+/// ```
+#[derive(Clone)]
+pub struct Keyed(Arc<Group>);
+
+/// The settings of a group of keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyedConfig {
+    /// The settings of each breaker.
+    pub breaker: Config,
+    /// Keys beyond this many have those that were idle longest forgotten: 1 to 16,777,216, default
+    /// 1,000,000. Breakers that must not be forgotten may take the group beyond it.
+    pub capacity: u32,
+    /// A key that was not asked for in this long is forgotten: above zero, default 10 min.
+    pub idle_timeout: Duration,
+    /// How long a key is remembered for the failures and slow calls in its window after it was last
+    /// asked for, however full the group is: default 24 h; less than `idle_timeout` counts as equal.
+    pub failures_kept: Duration,
+    /// Keys with a metric series of their own, the rest being one: 0 to 1,000, default 20.
+    pub series: u32,
+}
+
+impl Default for KeyedConfig {
+    fn default() -> Self {
+        Self {
+            breaker: Config::default(),
+            capacity: 1_000_000,
+            idle_timeout: Duration::from_secs(600),
+            failures_kept: Duration::from_secs(24 * 3600),
+            series: 20,
+        }
+    }
+}
+
+impl KeyedConfig {
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.breaker.validate()?;
+        in_range("capacity", self.capacity, 1..=1 << 24)?;
+        positive("idle_timeout", self.idle_timeout)?;
+        in_range("series", self.series, 0..=1000)?;
+        Ok(())
+    }
+
+    /// The fields in which two configs differ: name, value here, value there.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<(&'static str, String, String)> {
+        let mut differences = self.breaker.differences(&other.breaker);
+        let own = self.fields().into_iter().zip(other.fields());
+        differences.extend(
+            own.filter(|((_, here), (_, there))| here != there)
+                .map(|((field, here), (_, there))| (field, here, there)),
+        );
+        differences
+    }
+
+    fn fields(&self) -> [(&'static str, String); 4] {
+        let Self {
+            breaker: _,
+            capacity,
+            idle_timeout,
+            failures_kept,
+            series,
+        } = self;
+        [
+            ("capacity", capacity.to_string()),
+            ("idle_timeout", format!("{idle_timeout:?}")),
+            ("failures_kept", format!("{failures_kept:?}")),
+            ("series", series.to_string()),
+        ]
+    }
+}
+
+/// A group of keys at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyedSnapshot {
+    /// Keys that have a breaker now.
+    pub keys: usize,
+    /// Keys whose breaker is open, forced open too.
+    pub open: usize,
+    /// Keys whose breaker is half-open.
+    pub half_open: usize,
+    /// Breakers that were forgotten since the group was made.
+    pub forgotten: u64,
+    /// What all keys together have counted since the group was made, the forgotten ones too.
+    pub counts: Counts,
+}
+
+pub(super) struct Group {
+    name: Arc<str>,
+    context: Arc<Context>,
+    settings: Mutex<Settings>,
+    /// Held while breakers are reconfigured, so that of two calls one is the later for all of them.
+    /// Not the lock of the settings: whoever makes a breaker takes that with a shard's in hand.
+    reconfiguring: Mutex<()>,
+    hasher: RandomState,
+    shards: Box<[Shard]>,
+    keys: AtomicUsize,
+    listed: Mutex<Listed>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    config: KeyedConfig,
+    /// The same as `config.breaker`, as all breakers share it.
+    breaker: Arc<Config>,
+}
+
+/// A line of its own, so that two shards' locks do not share one.
+#[repr(align(64))]
+#[derive(Default)]
+struct Shard(RwLock<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    entries: IndexSet<Entry, BuildPassed>,
+    /// Where the next look for idle entries begins.
+    hand: usize,
+    forgotten: u64,
+    /// What the forgotten breakers had counted.
+    forgotten_counts: Counts,
+}
+
+struct Entry {
+    breaker: CircuitBreaker,
+    hash: u64,
+    /// When the key was last asked for, in nanoseconds.
+    used: AtomicU64,
+}
+
+impl Entry {
+    fn key(&self) -> &str {
+        &self.breaker.name()[self.breaker.0.context.prefix..]
+    }
+
+    fn idle(&self, now: Timestamp) -> Duration {
+        now.since(Timestamp::from_nanos(self.used.load(Ordering::Relaxed)))
+    }
+
+    fn touch(&self, now: Timestamp) {
+        self.used.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether the breaker may be forgotten. Asked under the shard's write lock, where nobody can
+    /// come to hold it meanwhile.
+    fn may_go(&self, now: Timestamp, config: &KeyedConfig) -> bool {
+        if Arc::strong_count(&self.breaker.0) > 1 {
+            return false;
+        }
+        let seen = self.breaker.0.machine.snapshot(now);
+        let evidence = seen.window_failures + seen.window_slow + seen.consecutive_failures;
+        seen.state == State::Closed
+            && (evidence == 0 || self.idle(now) >= config.failures_kept.max(config.idle_timeout))
+    }
+}
+
+impl Hash for Entry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Entry {}
+
+/// A key with its hash, which was computed to find the shard.
+struct Key<'k> {
+    key: &'k str,
+    hash: u64,
+}
+
+impl Hash for Key<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl Equivalent<Entry> for Key<'_> {
+    fn equivalent(&self, entry: &Entry) -> bool {
+        self.key == entry.key()
+    }
+}
+
+/// Passes a hash on that was computed before.
+#[derive(Default)]
+struct Passed(u64);
+
+type BuildPassed = BuildHasherDefault<Passed>;
+
+impl Hasher for Passed {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("entries and keys write one hash");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+const MOST_SHARDS: usize = 64;
+/// How many entries an insertion looks at, so that idle ones go without a task of their own.
+const LOOKS: usize = 8;
+/// Among how many the one that was idle longest must go where there is no room.
+const SAMPLE: usize = 16;
+
+impl Shard {
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    /// Forgets those of the next `looks` entries that were idle too long.
+    fn sweep(&mut self, looks: usize, now: Timestamp, config: &KeyedConfig) -> usize {
+        let before = self.entries.len();
+        for _ in 0..looks.min(before) {
+            if self.hand >= self.entries.len() {
+                self.hand = 0;
+            }
+            let Some(entry) = self.entries.get_index(self.hand) else {
+                break;
+            };
+            if entry.idle(now) >= config.idle_timeout && entry.may_go(now, config) {
+                // The last entry takes its place, and is looked at next.
+                self.forget(self.hand);
+            } else {
+                self.hand += 1;
+            }
+        }
+        before - self.entries.len()
+    }
+
+    /// Forgets the one that was idle longest among the next few that may go.
+    fn make_room(&mut self, now: Timestamp, config: &KeyedConfig) -> usize {
+        let len = self.entries.len();
+        let sample = (0..SAMPLE.min(len)).map(|step| (self.hand + step) % len);
+        let mut candidates: Vec<usize> = sample.collect();
+        candidates.sort_unstable_by_key(|&at| std::cmp::Reverse(self.entries[at].idle(now)));
+        let found = candidates
+            .into_iter()
+            .find(|&at| self.entries[at].may_go(now, config));
+        self.hand = (self.hand + SAMPLE).checked_rem(len).unwrap_or(0);
+        let Some(found) = found else { return 0 };
+        self.forget(found);
+        1
+    }
+
+    fn forget(&mut self, index: usize) {
+        if let Some(entry) = self.entries.swap_remove_index(index) {
+            self.forgotten += 1;
+            self.forgotten_counts = self.forgotten_counts + entry.breaker.counts();
+        }
+    }
+}
+
+impl Group {
+    pub(super) fn keyed(
+        name: &str,
+        config: KeyedConfig,
+        context: &Context,
+    ) -> Result<Keyed, ConfigError> {
+        config.validate()?;
+        // With few keys a shard each would fill unevenly.
+        let shards = (config.capacity as usize / 64).next_power_of_two();
+        let breaker = Arc::new(config.breaker.clone());
+        Ok(Keyed(Arc::new(Self {
+            name: name.into(),
+            context: Arc::new(context.of_group(name.len() + 1)),
+            settings: Mutex::new(Settings { config, breaker }),
+            reconfiguring: Mutex::default(),
+            hasher: RandomState::new(),
+            shards: (0..shards.min(MOST_SHARDS))
+                .map(|_| Shard::default())
+                .collect(),
+            keys: AtomicUsize::new(0),
+            listed: Mutex::default(),
+        })))
+    }
+
+    fn settings(&self) -> Settings {
+        let settings = self.settings.lock();
+        settings.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn find<'k>(&self, key: &'k str) -> (&Shard, Key<'k>) {
+        let hash = self.hasher.hash_one(key);
+        // The maps use the highest and the lowest bits.
+        let shard = (hash >> 32) as usize & (self.shards.len() - 1);
+        (&self.shards[shard], Key { key, hash })
+    }
+
+    #[cold]
+    fn create(&self, shard: &Shard, key: &Key<'_>, now: Timestamp) -> CircuitBreaker {
+        let mut entries = shard.write();
+        if let Some(entry) = entries.entries.get(key) {
+            return entry.breaker.clone();
+        }
+        // Read under the shard's lock: `reconfigure` sets them first and goes through the shards
+        // then, so that no breaker keeps older ones.
+        let Settings { config, breaker } = self.settings();
+        let name = format!("{}/{}", self.name, key.key).into();
+        let breaker = CircuitBreaker::within(Arc::clone(&self.context), name, breaker);
+        let breaker = breaker.expect("a group's settings are checked");
+        let mut gone = entries.sweep(LOOKS, now, &config);
+        // Two for one, until a group that grew beyond its capacity is back within it.
+        while gone < 2 && self.keys.load(Ordering::Relaxed) >= config.capacity as usize + gone {
+            match entries.make_room(now, &config) {
+                0 => break,
+                made => gone += made,
+            }
+        }
+        entries.entries.insert(Entry {
+            breaker: breaker.clone(),
+            hash: key.hash,
+            used: AtomicU64::new(now.as_nanos()),
+        });
+        breaker.mind_calls_if_wanted();
+        // More than one may have gone, and one has come.
+        self.keys.fetch_add(1, Ordering::Relaxed);
+        self.keys.fetch_sub(gone, Ordering::Relaxed);
+        breaker
+    }
+}
+
+impl Keyed {
+    /// The group's name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    /// The settings as they are now.
+    #[must_use]
+    pub fn config(&self) -> KeyedConfig {
+        self.0.settings().config
+    }
+
+    /// The breaker of this key, made if there is none.
+    ///
+    /// Ask for it again for each call rather than keep it: a breaker that is held is not forgotten.
+    #[must_use]
+    pub fn get(&self, key: &str) -> CircuitBreaker {
+        let now = self.0.context.clock.now();
+        let (shard, key) = self.0.find(key);
+        if let Some(entry) = shard.read().entries.get(&key) {
+            entry.touch(now);
+            return entry.breaker.clone();
+        }
+        self.0.create(shard, &key, now)
+    }
+
+    /// The breaker of this key, if there is one. To ask is no use of the key.
+    #[must_use]
+    pub fn find(&self, key: &str) -> Option<CircuitBreaker> {
+        let (shard, key) = self.0.find(key);
+        let entries = shard.read();
+        entries.entries.get(&key).map(|entry| entry.breaker.clone())
+    }
+
+    /// How many keys have a breaker now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.keys.load(Ordering::Relaxed)
+    }
+
+    /// Whether no key has a breaker now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets the breaker of this key, whatever its state. Whoever holds it can go on using it.
+    pub fn remove(&self, key: &str) -> Option<CircuitBreaker> {
+        let (shard, key) = self.0.find(key);
+        let mut entries = shard.write();
+        let (index, entry) = entries.entries.get_full(&key)?;
+        let breaker = entry.breaker.clone();
+        entries.forget(index);
+        drop(entries);
+        self.0.keys.fetch_sub(1, Ordering::Relaxed);
+        Some(breaker)
+    }
+
+    /// Forgets all keys that were idle too long, and answers how many. Insertions do so bit by bit,
+    /// so only a group that gets no new keys may want to be told.
+    pub fn forget_idle(&self) -> usize {
+        let now = self.0.context.clock.now();
+        let config = self.config();
+        let mut forgotten = 0;
+        for shard in &self.0.shards {
+            let mut entries = shard.write();
+            entries.hand = 0;
+            let len = entries.entries.len();
+            let gone = entries.sweep(len, now, &config);
+            let left = entries.entries.len();
+            entries.entries.shrink_to(left * 2);
+            drop(entries);
+            self.0.keys.fetch_sub(gone, Ordering::Relaxed);
+            forgotten += gone;
+        }
+        forgotten
+    }
+
+    /// Changes the settings of all breakers, those to come too; they keep their states and counts.
+    ///
+    /// # Errors
+    /// When a field is out of range; nothing has changed then.
+    #[expect(clippy::missing_panics_doc, reason = "the settings are checked first")]
+    pub fn reconfigure(&self, config: KeyedConfig) -> Result<(), ConfigError> {
+        config.validate()?;
+        let breaker = Arc::new(config.breaker.clone());
+        let turn = self.0.reconfiguring.lock();
+        let _turn = turn.unwrap_or_else(PoisonError::into_inner);
+        let settings = self.0.settings.lock();
+        *settings.unwrap_or_else(PoisonError::into_inner) = Settings {
+            config,
+            breaker: Arc::clone(&breaker),
+        };
+        self.for_each(|each| {
+            let changed = each.reconfigure_to(Arc::clone(&breaker));
+            changed.expect("the settings were checked");
+        });
+        Ok(())
+    }
+
+    /// Closes all breakers from any state and forgets their counts.
+    pub fn reset_all(&self) {
+        self.for_each(CircuitBreaker::reset);
+        if let Some(durations) = &self.0.context.shared_durations {
+            durations.reset();
+        }
+    }
+
+    /// What all keys together are at this moment. It looks at each.
+    #[must_use]
+    pub fn snapshot(&self) -> KeyedSnapshot {
+        let mut seen = KeyedSnapshot {
+            keys: 0,
+            open: 0,
+            half_open: 0,
+            forgotten: 0,
+            counts: Counts::default(),
+        };
+        let now = self.0.context.clock.now();
+        for shard in &self.0.shards {
+            // Both under one lock: a breaker is counted once, as one that lives or as forgotten.
+            let entries = shard.read();
+            seen.forgotten += entries.forgotten;
+            seen.counts = seen.counts + entries.forgotten_counts;
+            for entry in &entries.entries {
+                seen.keys += 1;
+                seen.counts = seen.counts + entry.breaker.counts();
+                match entry.breaker.0.machine.state(now) {
+                    State::Open => seen.open += 1,
+                    State::HalfOpen => seen.half_open += 1,
+                    State::Closed | State::Disabled | State::MetricsOnly => {}
+                }
+            }
+        }
+        seen
+    }
+
+    /// How long the calls of all keys together took since the last [`Keyed::reset_all`]: empty unless
+    /// the manager was told to [record durations](super::Manager::record_durations).
+    #[must_use]
+    pub fn durations(&self) -> histogram::Snapshot {
+        let shared = self.0.context.shared_durations.as_ref();
+        shared.map_or_else(histogram::Snapshot::default, |shared| shared.since_reset())
+    }
+
+    /// Shows each breaker, with no lock held.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&CircuitBreaker)) {
+        for shard in &self.0.shards {
+            let breakers: Vec<CircuitBreaker> = {
+                let entries = shard.read();
+                let entries = entries.entries.iter();
+                entries.map(|entry| entry.breaker.clone()).collect()
+            };
+            breakers.iter().for_each(&mut visit);
+        }
+    }
+}
+
+impl fmt::Debug for Keyed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyed")
+            .field("name", &self.0.name)
+            .field("keys", &self.len())
+            .finish_non_exhaustive()
+    }
+}

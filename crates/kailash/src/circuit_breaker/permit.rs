@@ -1,0 +1,116 @@
+//! Leave to make one call, which gives itself back.
+
+use std::thread;
+use std::time::Duration;
+
+use kailash_core::circuit_breaker as machine;
+use kailash_core::time::Timestamp;
+
+use super::{CircuitBreaker, Outcome, Rejected};
+
+/// Leave to make one call, which borrows its breaker.
+///
+/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once is a cancelled call"]
+pub struct Permit<'a> {
+    pub(super) breaker: &'a CircuitBreaker,
+    pub(super) inner: Option<machine::Permit>,
+}
+
+/// Leave to make one call, which keeps its breaker alive.
+///
+/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once is a cancelled call"]
+pub struct OwnedPermit {
+    pub(super) breaker: CircuitBreaker,
+    pub(super) inner: Option<machine::Permit>,
+    pub(super) paused: Option<Timestamp>,
+}
+
+macro_rules! permit {
+    ($($permit:ty),*) => {$(
+        impl $permit {
+            /// The call succeeded.
+            pub fn success(self) {
+                self.record(Outcome::Success);
+            }
+
+            /// The call failed.
+            pub fn failure(self) {
+                self.record(Outcome::Failure);
+            }
+
+            /// The call says nothing about the dependency.
+            pub fn ignore(self) {
+                self.record(Outcome::Ignored);
+            }
+
+            /// Watches the call while it runs, where `overdue_calls_enabled` says so: it counts as slow
+            /// once it has run for `slow_call_threshold`, though it has not ended.
+            ///
+            /// For calls that end by themselves, and not for a permit that is kept.
+            ///
+            /// # Errors
+            /// When other calls turn out to be overdue, and open the breaker.
+            #[inline]
+            pub fn watched(mut self) -> Result<Self, Rejected> {
+                if self.breaker.0.machine.watches()
+                    && let Some(permit) = self.inner.take()
+                {
+                    self.inner = Some(self.breaker.watch(permit)?);
+                }
+                Ok(self)
+            }
+
+            /// The call ended so. Answers how long it ran, where calls are timed.
+            #[inline]
+            pub fn record(mut self, outcome: Outcome) -> Option<Duration> {
+                let permit = self.inner.take()?;
+                self.breaker.finish(permit, outcome)
+            }
+        }
+
+        impl Drop for $permit {
+            #[inline]
+            fn drop(&mut self) {
+                if let Some(permit) = self.inner.take() {
+                    self.breaker.finish(permit, dropped());
+                }
+            }
+        }
+    )*};
+}
+
+permit!(Permit<'_>, OwnedPermit);
+
+impl OwnedPermit {
+    /// Stops the call's clock, for work that goes on in pieces: what passes until
+    /// [`OwnedPermit::resume`] makes the call neither slow nor long. A probe's lease goes on.
+    pub fn pause(&mut self) {
+        self.paused
+            .get_or_insert_with(|| self.breaker.clock().now());
+    }
+
+    /// Lets the call's clock go on.
+    pub fn resume(&mut self) {
+        let Some(paused) = self.paused.take() else {
+            return;
+        };
+        let rest = self.breaker.clock().now().since(paused);
+        self.inner = self.inner.take().map(|permit| match permit.started() {
+            Some(started) => permit.started_at(started + rest),
+            None => permit,
+        });
+    }
+}
+
+#[cold]
+pub(super) fn dropped() -> Outcome {
+    if thread::panicking() {
+        Outcome::Failure
+    } else {
+        Outcome::Cancelled
+    }
+}
