@@ -1,0 +1,348 @@
+//! Breakers by key: made when asked for, forgotten when idle, few as metrics.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kailash::circuit_breaker::{
+    CircuitBreaker, Config, Counts, CreateError, Keyed, KeyedConfig, Manager, State,
+};
+use kailash::clock::{Clock, ManualClock};
+use proptest::prelude::*;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn breaker_config() -> Config {
+    Config {
+        failure_threshold: 3,
+        success_threshold: 1,
+        jitter_enabled: false,
+        ..Config::default()
+    }
+}
+
+fn small() -> KeyedConfig {
+    KeyedConfig {
+        breaker: breaker_config(),
+        capacity: 10,
+        idle_timeout: S(60),
+        failures_kept: S(3600),
+        series: 3,
+    }
+}
+
+fn group(config: KeyedConfig) -> (Keyed, ManualClock) {
+    let (clock, hand) = Clock::manual();
+    let keyed = Manager::with_clock(clock).keyed("host", config).unwrap();
+    (keyed, hand)
+}
+
+fn fail(breaker: &CircuitBreaker, times: u64) {
+    for _ in 0..times {
+        let _ = breaker.call_sync(|| Err::<(), _>(()));
+    }
+}
+
+#[test]
+fn one_bad_key_of_ten_leaves_the_others_alone() {
+    let (hosts, _) = group(small());
+    for n in 0..10 {
+        let host = hosts.get(&n.to_string());
+        fail(&host, if n == 7 { 3 } else { 2 });
+    }
+    for n in 0..10 {
+        let state = hosts.get(&n.to_string()).state();
+        let is_bad = n == 7;
+        assert_eq!(state == State::Open, is_bad, "{n}");
+    }
+    assert_eq!(&**hosts.get("7").name(), "host/7");
+}
+
+#[test]
+fn one_key_gives_one_breaker_to_all_threads() {
+    let (hosts, _) = group(KeyedConfig::default());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for key in 0..500 {
+                    hosts.get(&key.to_string()).record_success();
+                }
+            });
+        }
+    });
+    assert_eq!(hosts.len(), 500);
+    assert!((0..500).all(|key| hosts.find(&key.to_string()).unwrap().counts().calls == 4));
+    assert!(hosts.find("500").is_none());
+}
+
+// Bug class 43: a registry that grows without bound.
+#[test]
+fn keys_that_were_not_asked_for_in_a_while_are_forgotten() {
+    let (hosts, hand) = group(KeyedConfig {
+        capacity: 1000,
+        ..small()
+    });
+    for n in 0..100 {
+        hosts.get(&n.to_string()).record_success();
+    }
+    hand.advance(S(59));
+    let _ = hosts.get("7");
+    hand.advance(S(1));
+    assert_eq!(hosts.forget_idle(), 99);
+    assert!(hosts.find("7").is_some());
+    assert_eq!((hosts.len(), hosts.snapshot().forgotten), (1, 99));
+}
+
+#[test]
+fn new_keys_push_idle_ones_out_without_being_told() {
+    let (hosts, hand) = group(KeyedConfig {
+        capacity: 1_000_000,
+        ..small()
+    });
+    for n in 0..10_000 {
+        let _ = hosts.get(&n.to_string());
+        hand.advance(S(1));
+    }
+    assert!(hosts.len() < 1000, "{} keys are left", hosts.len());
+}
+
+#[test]
+fn a_full_group_forgets_those_that_were_idle_longest() {
+    let (hosts, hand) = group(small());
+    for n in 0..1000 {
+        let _ = hosts.get(&n.to_string());
+        hand.advance(Duration::from_millis(1));
+        assert!(hosts.len() <= 10);
+    }
+    for n in 990..1000 {
+        assert!(hosts.find(&n.to_string()).is_some(), "{n}");
+    }
+}
+
+type Bring = fn(&CircuitBreaker, &ManualClock);
+
+#[test]
+fn what_must_not_be_forgotten_is_not_forgotten() {
+    let protected: [(&str, Bring); 6] = [
+        ("open", |it, _| fail(it, 3)),
+        ("half-open", |it, hand| {
+            fail(it, 3);
+            hand.advance(S(60));
+            it.try_acquire().unwrap().ignore();
+        }),
+        ("forced open", |it, _| it.force_open()),
+        ("disabled", |it, _| it.disable()),
+        ("metrics-only", |it, _| it.metrics_only()),
+        ("failures in its window", |it, _| {
+            fail(it, 1);
+            let _ = it.call_sync(|| Ok::<_, ()>(()));
+        }),
+    ];
+    let (hosts, hand) = group(small());
+    for (key, bring) in protected {
+        bring(&hosts.get(key), &hand);
+    }
+    let held = hosts.get("held");
+    let permit = hosts.get("in flight").try_acquire_owned().unwrap();
+    hand.advance(S(60));
+    assert_eq!(hosts.forget_idle(), 0);
+    for n in 0..1000 {
+        let _ = hosts.get(&n.to_string());
+    }
+    for (key, _) in protected {
+        assert!(hosts.find(key).is_some(), "{key}");
+    }
+    let same = |key: &str, name: &Arc<str>| Arc::ptr_eq(hosts.find(key).unwrap().name(), name);
+    assert!(same("held", held.name()));
+    permit.failure();
+    assert_eq!(hosts.find("in flight").unwrap().counts().failures, 1);
+}
+
+#[test]
+fn a_group_that_had_to_grow_beyond_its_capacity_comes_back_to_it() {
+    let (hosts, hand) = group(small());
+    let held: Vec<_> = (0..50).map(|n| hosts.get(&n.to_string())).collect();
+    assert_eq!(hosts.len(), 50);
+    drop(held);
+    for n in 100..140 {
+        hand.advance(Duration::from_millis(1));
+        let _ = hosts.get(&n.to_string());
+    }
+    assert_eq!(hosts.len(), 10);
+}
+
+#[test]
+fn failures_are_no_longer_a_reason_to_remember_once_they_are_old() {
+    let (hosts, hand) = group(small());
+    fail(&hosts.get("a"), 1);
+    hand.advance(S(3599));
+    assert_eq!(hosts.forget_idle(), 0);
+    hand.advance(S(1));
+    assert_eq!(hosts.forget_idle(), 1);
+}
+
+#[test]
+fn a_reconfiguration_reaches_every_key_and_those_to_come() {
+    let (hosts, _) = group(small());
+    let old: Vec<_> = (0..5).map(|n| hosts.get(&n.to_string())).collect();
+    fail(&old[0], 2);
+    let breaker = Config {
+        failure_threshold: 4,
+        window_size: 500,
+        ..breaker_config()
+    };
+    let config = KeyedConfig {
+        breaker: breaker.clone(),
+        ..small()
+    };
+    hosts.reconfigure(config.clone()).unwrap();
+    assert!(old.iter().all(|each| each.config() == breaker));
+    assert_eq!(hosts.get("new").config(), breaker);
+    fail(&old[0], 1);
+    assert_eq!(old[0].state(), State::Closed);
+    fail(&old[0], 1);
+    assert_eq!(old[0].state(), State::Open, "two of four are from before");
+
+    let wrong = KeyedConfig {
+        capacity: 0,
+        ..config.clone()
+    };
+    assert_eq!(hosts.reconfigure(wrong).unwrap_err().field, "capacity");
+    assert_eq!(hosts.config(), config);
+}
+
+#[test]
+fn a_reconfiguration_misses_no_key_that_is_made_meanwhile() {
+    let (hosts, _) = group(KeyedConfig::default());
+    for round in 1..20 {
+        let breaker = Config {
+            failure_threshold: round,
+            ..Config::default()
+        };
+        let config = KeyedConfig {
+            breaker: breaker.clone(),
+            ..KeyedConfig::default()
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..200 {
+                    let _ = hosts.get(&format!("{round}-{n}"));
+                }
+            });
+            hosts.reconfigure(config).unwrap();
+        });
+        for made in 1..=round {
+            for n in 0..200 {
+                let found = hosts.find(&format!("{made}-{n}")).unwrap();
+                assert_eq!(found.config(), breaker);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_group_asked_for_with_other_settings_is_an_error_that_names_them() {
+    let manager = Manager::new();
+    let hosts = manager.keyed("host", small()).unwrap();
+    let _ = hosts.get("a");
+    assert_eq!(manager.keyed("host", None).unwrap().len(), 1);
+    assert_eq!(manager.keyed("host", small()).unwrap().len(), 1);
+    let error = manager.keyed("host", KeyedConfig::default()).unwrap_err();
+    assert!(matches!(error, CreateError::OtherSettings { .. }));
+    assert!(error.to_string().contains("capacity is 10, not 1000000"));
+    assert_eq!(manager.groups().len(), 1);
+    assert!(manager.remove_group("host").is_some());
+    assert!(manager.keyed("host", None).unwrap().is_empty());
+}
+
+#[test]
+fn a_removed_key_begins_anew_and_its_counts_stay_in_the_total() {
+    let (hosts, _) = group(small());
+    let old = hosts.get("a");
+    fail(&old, 3);
+    assert!(hosts.remove("a").is_some());
+    assert!(hosts.remove("a").is_none());
+    assert_eq!(hosts.get("a").state(), State::Closed);
+    assert_eq!((hosts.len(), hosts.snapshot().counts.failures), (1, 3));
+}
+
+// Bug class 42: as many series as there are keys.
+#[test]
+fn two_hundred_thousand_keys_are_no_more_series_than_allowed() {
+    let (hosts, _) = group(KeyedConfig {
+        capacity: 1_000_000,
+        ..small()
+    });
+    for n in 0..200_000_u64 {
+        let host = hosts.get(&n.to_string());
+        fail(&host, u64::from(n.is_multiple_of(1000)));
+    }
+    fail(&hosts.get("1234"), 40);
+    fail(&hosts.get("4321"), 30);
+    fail(&hosts.get("3"), 2);
+    let seen = hosts.series();
+    let names: Vec<&str> = seen.listed.iter().map(|key| &*key.breaker).collect();
+    assert_eq!(names, ["host/1234", "host/4321", "host/3"]);
+    let worst = &seen.listed[0];
+    assert_eq!((worst.counts.failures, worst.counts.rejections), (3, 37));
+    assert_eq!(worst.state, State::Open);
+    assert_eq!(seen.total.failures, 200 + 3 + 3 + 2);
+    assert_eq!(seen.other, seen.total, "nothing was listed before");
+    let now = hosts.snapshot();
+    assert_eq!((now.keys, now.open, now.counts), (200_000, 2, seen.total));
+    fail(&hosts.get("4321"), 10);
+    let next = hosts.series();
+    assert_eq!(next.listed.len(), 3);
+    assert_eq!(next.listed[1].since_listed.rejections, 10);
+    assert_eq!(next.other, seen.other);
+}
+
+fn none_fell(before: &Counts, after: &Counts) -> bool {
+    let pairs = [
+        (before.calls, after.calls),
+        (before.failures, after.failures),
+        (before.rejections, after.rejections),
+        (before.openings, after.openings),
+    ];
+    pairs.into_iter().all(|(before, after)| before <= after)
+}
+
+proptest! {
+    #[test]
+    fn no_exported_counter_ever_falls_and_the_series_add_up(
+        steps in prop::collection::vec((0_u8..6, 0_u64..30, 0_u64..6), 1..120)
+    ) {
+        let (hosts, hand) = group(small());
+        let mut before = hosts.series();
+        for (step, key, times) in steps {
+            let key = key.to_string();
+            match step {
+                0 => hosts.get(&key).record_success(),
+                1 | 2 => fail(&hosts.get(&key), times),
+                3 => hosts.get(&key).reset(),
+                4 => drop(hosts.remove(&key)),
+                _ => {
+                    hand.advance(S(times * 600));
+                    hosts.forget_idle();
+                }
+            }
+            let now = hosts.series();
+            prop_assert!(now.listed.len() <= 3);
+            prop_assert!(none_fell(&before.total, &now.total));
+            prop_assert!(none_fell(&before.other, &now.other));
+            for key in &now.listed {
+                let earlier = before.listed.iter().find(|it| it.breaker == key.breaker);
+                // A key that was removed and made again begins a new series.
+                if let Some(earlier) = earlier.filter(|_| step != 4 && step != 5) {
+                    prop_assert!(none_fell(&earlier.since_listed, &key.since_listed));
+                }
+            }
+            let listed = now.listed.iter().map(|key| key.since_listed);
+            let sum = listed.fold(now.other, |sum, counts| sum + counts);
+            prop_assert_eq!(sum, now.total);
+            prop_assert_eq!(hosts.snapshot().counts, now.total);
+            before = now;
+        }
+    }
+}
