@@ -164,6 +164,58 @@ error: shop.toml:11: breakers.notify.failure_threshold = 0 is not allowed
 }
 
 #[test]
+fn an_unknown_base_of_a_breaker_is_named_with_the_nearest_that_is_known() {
+    refused(
+        &with("failure_threshold = 5", "base = \"databse\""),
+        &[],
+        "
+error: shop.toml:11: breakers.notify.base: unknown preset `databse`
+   |
+11 | base = \"databse\"
+   |        ^^^^^^^^^
+   = allowed: api, cache, database, default, notify
+   = did you mean `database`?
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn bases_that_go_round_in_a_circle_are_shown_once_with_the_way_round() {
+    let breakers = "[breakers.a]\nbase = \"b\"\n[breakers.b]\nbase = \"notify\"\n";
+    let text = with("failure_threshold = 5", "base = \"a\"");
+    refused(
+        &text.replace("[partitions.api]", &format!("{breakers}[partitions.api]")),
+        &[],
+        "
+error: shop.toml:11: breakers.notify.base: bases go round in a circle: notify -> a -> b -> notify
+   |
+11 | base = \"a\"
+   |        ^^^
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
+fn a_value_of_a_base_that_is_out_of_range_is_named_where_it_stands() {
+    let base = "[breakers.default]\nwindow_size = 0\n[partitions.api]";
+    let text = with("failure_threshold = 5", "base = \"api\"");
+    refused(
+        &text.replace("[partitions.api]", base),
+        &[],
+        "
+error: shop.toml:15: breakers.default.window_size = 0 is not allowed
+   |
+15 | window_size = 0
+   |               ^
+   = allowed: 1 to 65536
+
+1 mistake, nothing was started",
+    );
+}
+
+#[test]
 fn a_duration_says_how_one_is_written() {
     refused(
         &with("recovery_timeout = \"1s\"", "recovery_timeout = 1"),

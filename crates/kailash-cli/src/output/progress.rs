@@ -87,7 +87,7 @@ async fn show(job: Arc<Job>, monitor: Option<Monitor>, mut is_over: watch::Recei
 
 /// Tells the transitions of a breaker.
 async fn tell(breaker: CircuitBreaker, log: Log) {
-    let mut events = breaker.subscribe();
+    let mut events = breaker.subscribe_transitions();
     loop {
         let EventKind::Transition(transition) = events.recv().await.kind else {
             continue;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use kailash::near_miss::near_miss;
 use kailash::redact::redact;
 
 use super::source::{Place, Source};
@@ -42,7 +43,7 @@ impl Problem {
         names: impl IntoIterator<Item = &'n str>,
     ) -> Self {
         let names: Vec<&str> = names.into_iter().collect();
-        self.near_miss = near_miss(given, &names).map(str::to_owned);
+        self.near_miss = near_miss(given, names.iter().copied()).map(str::to_owned);
         if !names.is_empty() {
             self.allowed = Some(names.join(", "));
         }
@@ -105,32 +106,4 @@ pub(crate) fn render(mut problems: Vec<Problem>, source: &Source) -> String {
         let _ = write!(out, "{} mistakes, nothing was started", problems.len());
     }
     out
-}
-
-/// The name that `given` was probably meant to be.
-pub(crate) fn near_miss<'n>(given: &str, names: &[&'n str]) -> Option<&'n str> {
-    let given = given.to_lowercase();
-    names
-        .iter()
-        .map(|name| {
-            let distance = strsim::damerau_levenshtein(&given, &name.to_lowercase());
-            (distance, *name)
-        })
-        .filter(|(distance, name)| *distance <= (name.len().max(given.len()) / 3).max(1))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_near_miss_is_close_to_what_was_given() {
-        let names = ["failure_threshold", "success_threshold", "url"];
-        assert_eq!(near_miss("failure_treshold", &names), Some(names[0]));
-        assert_eq!(near_miss("Success_threshold", &names), Some(names[1]));
-        assert_eq!(near_miss("uri", &names), Some("url"));
-        assert_eq!(near_miss("colour", &names), None);
-    }
 }

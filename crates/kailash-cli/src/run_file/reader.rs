@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kailash::ConfigError;
 use kailash::bulkhead::{self, PartitionConfig, PartitionType};
-use kailash::circuit_breaker;
+use kailash::circuit_breaker::{self, Overrides, PresetError, Presets, ROOT};
 use kailash::health::CheckConfig;
 use kailash::sql::DatabaseUrl;
 use kailash_workflow::rows::Columns;
@@ -126,12 +126,46 @@ impl<'t> Reader<'t> {
 
     fn breakers(&mut self) -> Vec<(String, circuit_breaker::Config)> {
         let named: Vec<(String, schema::Breaker)> = self.named("breakers");
-        let mut breakers = Vec::new();
+        let mut presets = Presets::new();
+        // One that could not be read is known all the same.
+        for name in self.document.names(&["breakers"]) {
+            presets.insert(name, Overrides::default());
+        }
+        let names: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
         for (name, settings) in named {
-            let config = breaker(settings);
-            match config.validate() {
-                Ok(()) => breakers.push((name, config)),
-                Err(error) => self.out_of_range("breakers", &name, error),
+            presets.insert(name, breaker(settings));
+        }
+        let mut breakers = Vec::new();
+        let mut in_circles: Vec<String> = Vec::new();
+        for name in names {
+            match presets.resolve(&name) {
+                Ok(_) if name == ROOT => {}
+                Ok(config) => breakers.push((name, config)),
+                // What is wrong with a base is said where the base is.
+                Err(PresetError::Config { error, .. }) => {
+                    if self.document.has(&["breakers", &name, error.field]) {
+                        self.out_of_range("breakers", &name, error);
+                    }
+                }
+                Err(PresetError::Unknown {
+                    name: base,
+                    of,
+                    known,
+                    ..
+                }) => {
+                    if of.as_ref() == Some(&name) {
+                        let path = ["breakers", &name, "base"];
+                        self.document.unknown(&path, "preset", &base, &known);
+                    }
+                }
+                Err(PresetError::Circle { names }) => {
+                    if names.contains(&name) && !in_circles.contains(&name) {
+                        let way = names.join(" -> ");
+                        let why = format!("bases go round in a circle: {way}");
+                        self.document.complain(&["breakers", &name, "base"], &why);
+                        in_circles.extend(names);
+                    }
+                }
             }
         }
         breakers
@@ -190,7 +224,8 @@ impl<'t> Reader<'t> {
     }
 
     fn nodes(&mut self) -> Vec<Node> {
-        let breakers = self.document.names(&["breakers"]);
+        let mut breakers = self.document.names(&["breakers"]);
+        breakers.retain(|name| name != ROOT);
         let mut partitions = self.document.names(&["partitions"]);
         for partition in bulkhead::Manager::with_defaults().partitions() {
             if !partitions.iter().any(|name| name == partition.name()) {

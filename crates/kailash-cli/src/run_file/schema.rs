@@ -60,10 +60,12 @@ pub(crate) struct Database {
     pub(crate) setup: Vec<String>,
 }
 
-/// `[breakers.NAME]`: what is not said keeps the default.
+/// `[breakers.NAME]`: what is not said is the base's.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Breaker {
+    /// Another breaker of the file, or a preset: database, api, cache; `default` if not said.
+    pub(crate) base: Option<String>,
     pub(crate) failure_threshold: Option<i64>,
     pub(crate) success_threshold: Option<i64>,
     pub(crate) recovery_timeout: Option<Span>,

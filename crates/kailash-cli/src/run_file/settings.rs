@@ -7,50 +7,33 @@ use kailash_workflow::rows::ColumnType;
 use super::duration::{ShareOrOff, Span, SpanOrOff};
 use super::schema;
 
-pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Config {
-    let default = circuit_breaker::Config::default();
-    let duration = |given: Option<Span>, default| given.map_or(default, |span| span.0);
-    let or_off = |given: Option<SpanOrOff>, default| given.map_or(default, |span| span.0);
-    let share = |given: Option<ShareOrOff>, default| given.map_or(default, |share| share.0);
-    circuit_breaker::Config {
-        failure_threshold: count(settings.failure_threshold, default.failure_threshold),
-        success_threshold: count(settings.success_threshold, default.success_threshold),
-        recovery_timeout: duration(settings.recovery_timeout, default.recovery_timeout),
-        max_recovery_timeout: duration(settings.max_recovery_timeout, default.max_recovery_timeout),
-        half_open_requests: count(settings.half_open_requests, default.half_open_requests),
-        error_rate_threshold: share(settings.error_rate_threshold, default.error_rate_threshold),
-        window: settings.window.map_or(default.window, window_kind),
-        window_size: count(settings.window_size, default.window_size),
-        window_duration: duration(settings.window_duration, default.window_duration),
-        min_calls_before_evaluation: count(
-            settings.min_calls_before_evaluation,
-            default.min_calls_before_evaluation,
-        ),
-        slow_call_threshold: or_off(settings.slow_call_threshold, default.slow_call_threshold),
-        slow_call_rate_threshold: share(
-            settings.slow_call_rate_threshold,
-            default.slow_call_rate_threshold,
-        ),
-        overdue_calls_enabled: settings
-            .overdue_calls_enabled
-            .unwrap_or(default.overdue_calls_enabled),
-        max_wait_duration_in_half_open: duration(
-            settings.max_wait_duration_in_half_open,
-            default.max_wait_duration_in_half_open,
-        ),
-        exponential_backoff_multiplier: settings
-            .exponential_backoff_multiplier
-            .unwrap_or(default.exponential_backoff_multiplier),
-        jitter_enabled: settings.jitter_enabled.unwrap_or(default.jitter_enabled),
-        max_jitter_percentage: settings
-            .max_jitter_percentage
-            .unwrap_or(default.max_jitter_percentage),
-        cancelled_counts_after: or_off(
-            settings.cancelled_counts_after,
-            default.cancelled_counts_after,
-        ),
-        ramp_enabled: settings.ramp_enabled.unwrap_or(default.ramp_enabled),
-        initial_state: settings.initial_state.map_or(default.initial_state, state),
+pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Overrides {
+    let whole = |given: Option<i64>| given.map(|given| count(Some(given), 0));
+    let span = |given: Option<Span>| given.map(|span| span.0);
+    let or_off = |given: Option<SpanOrOff>| given.map(|span| span.0);
+    let share = |given: Option<ShareOrOff>| given.map(|share| share.0);
+    circuit_breaker::Overrides {
+        base: settings.base,
+        failure_threshold: whole(settings.failure_threshold),
+        success_threshold: whole(settings.success_threshold),
+        recovery_timeout: span(settings.recovery_timeout),
+        max_recovery_timeout: span(settings.max_recovery_timeout),
+        half_open_requests: whole(settings.half_open_requests),
+        error_rate_threshold: share(settings.error_rate_threshold),
+        window: settings.window.map(window_kind),
+        window_size: whole(settings.window_size),
+        window_duration: span(settings.window_duration),
+        min_calls_before_evaluation: whole(settings.min_calls_before_evaluation),
+        slow_call_threshold: or_off(settings.slow_call_threshold),
+        slow_call_rate_threshold: share(settings.slow_call_rate_threshold),
+        overdue_calls_enabled: settings.overdue_calls_enabled,
+        max_wait_duration_in_half_open: span(settings.max_wait_duration_in_half_open),
+        exponential_backoff_multiplier: settings.exponential_backoff_multiplier,
+        jitter_enabled: settings.jitter_enabled,
+        max_jitter_percentage: settings.max_jitter_percentage,
+        cancelled_counts_after: or_off(settings.cancelled_counts_after),
+        ramp_enabled: settings.ramp_enabled,
+        initial_state: settings.initial_state.map(state),
     }
 }
 
