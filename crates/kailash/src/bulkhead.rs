@@ -611,7 +611,7 @@ impl Partition {
     }
 
     /// The deadline of a call that begins now, and the timeout it came from.
-    fn deadline(&self, admission: Admission) -> Option<(Instant, Duration)> {
+    pub(crate) fn deadline(&self, admission: Admission) -> Option<(Instant, Duration)> {
         let own = || self.0.settings.load().config.timeout;
         let timeout = admission.timeout.filter(|timeout| !timeout.is_zero());
         let timeout = timeout.or_else(own)?;
@@ -635,6 +635,20 @@ impl Partition {
             },
         };
         Ok(permit.lend(self))
+    }
+
+    /// Whether a slot is free and nobody waits for one.
+    #[cfg(feature = "tower")]
+    pub(crate) fn has_room(&self) -> bool {
+        let occupancy = self.0.slots.occupancy();
+        !occupancy.is_closed && occupancy.queued == 0 && occupancy.active < occupancy.limit
+    }
+
+    /// As [`Partition::try_acquire_owned`], for callers that wait where there is none.
+    #[cfg(feature = "tower")]
+    #[inline]
+    pub(crate) fn take_free_owned(&self) -> Option<OwnedPermit> {
+        self.take_free().map(Permit::into_owned)
     }
 
     #[inline]
@@ -714,7 +728,7 @@ impl OwnedPermit {
         Job::spawn(self, work, done)
     }
 
-    fn partition(&self) -> &Partition {
+    pub(crate) fn partition(&self) -> &Partition {
         let partition = self.partition.as_ref();
         partition.expect("only a permit that is gone holds no slot")
     }

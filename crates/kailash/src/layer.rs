@@ -27,4 +27,5 @@
 //! # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 //! ```
 
+pub mod bulkhead;
 pub mod circuit_breaker;

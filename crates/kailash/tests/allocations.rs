@@ -216,3 +216,35 @@ fn a_partition_allocates_nothing_for_a_free_slot_or_a_refusal() {
         drop(held);
     }
 }
+
+#[cfg(feature = "tower")]
+#[test]
+fn a_partition_as_a_layer_allocates_nothing_for_a_free_slot_or_a_refusal() {
+    use kailash::bulkhead::Partition;
+    use kailash::layer::bulkhead::BulkheadLayer;
+    use tower::{Layer, Service, ServiceExt, service_fn};
+
+    let config = PartitionConfig {
+        max_concurrent_operations: 1,
+        ..PartitionConfig::new("p", PartitionType::Custom)
+    };
+    let partition = Partition::new(config).expect("the config is right");
+    let layer = BulkheadLayer::new(partition.clone()).rejecting();
+    let mut service = layer.layer(service_fn(|()| async { Ok::<_, ()>(()) }));
+    let mut call = async || {
+        let service = service.ready().await.expect("it is always ready");
+        service.call(()).await.is_ok()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime").block_on(async {
+        for is_free in [true, false] {
+            let held = (!is_free).then(|| partition.try_acquire().expect("it is free"));
+            let before = ALLOCATIONS.get();
+            for _ in 0..1000 {
+                assert_eq!(call().await, is_free);
+            }
+            assert_eq!(ALLOCATIONS.get() - before, 0);
+            drop(held);
+        }
+    });
+}
