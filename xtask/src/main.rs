@@ -83,7 +83,8 @@ fn interleavings(steps: &mut Steps) -> Outcome {
     model(steps, "shuttle", "--cfg kailash_shuttle")
 }
 
-/// Runs the tests named after a model checker, whose atomics the flag puts into the machines.
+/// Runs the tests of a model checker, whose atomics the flag puts into the machines, and those that
+/// any checker can run.
 fn model(steps: &mut Steps, checker: &'static str, flag: &str) -> Outcome {
     let tests = [
         "--package",
@@ -91,7 +92,9 @@ fn model(steps: &mut Steps, checker: &'static str, flag: &str) -> Outcome {
         "--lib",
         "--release",
         "--locked",
+        "--",
         checker,
+        "interleaving",
     ];
     // A folder of its own: the flag would rebuild everything else.
     let target = setup::target().join(checker);

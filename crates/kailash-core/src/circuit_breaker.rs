@@ -30,8 +30,8 @@
 mod backoff;
 mod call;
 mod config;
-#[cfg(all(test, kailash_loom))]
-mod loom_tests;
+#[cfg(all(test, any(kailash_loom, kailash_shuttle)))]
+mod interleaving_tests;
 mod order;
 mod overdue;
 mod probe;

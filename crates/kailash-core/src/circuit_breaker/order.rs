@@ -86,13 +86,18 @@ impl Machine {
     }
 
     fn carry_failures_in_a_row(&self, from: u32) {
-        let seen = self.in_a_row.load(Ordering::Relaxed);
-        if state::generation(seen) == from {
-            let next = u64::from(from.wrapping_add(1)) << 32;
+        let next = u64::from(from.wrapping_add(1)) << 32;
+        let mut seen = self.in_a_row.load(Ordering::Relaxed);
+        // A call that ends late may still count in the old generation: what it counted comes along.
+        while state::generation(seen) == from {
             let carried = next | u64::from(seen as u32);
-            let _ =
-                self.in_a_row
-                    .compare_exchange(seen, carried, Ordering::AcqRel, Ordering::Relaxed);
+            match self
+                .in_a_row
+                .compare_exchange(seen, carried, Ordering::AcqRel, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(other) => seen = other,
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The machine under long random schedules of more threads than loom can walk.
+//! The machine under long random schedules: several threads that live with it for a while.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -342,79 +342,5 @@ fn shuttle_orders_among_calls_keep_every_invariant() {
         let run = Run::new(&config());
         live_together(&run, 4, 16, true);
         run.check();
-    });
-}
-
-fn one_failure_opens() -> Config {
-    Config {
-        failure_threshold: 1,
-        success_threshold: 1,
-        recovery_timeout: Duration::from_secs(60),
-        max_recovery_timeout: Duration::from_secs(600),
-        ..config()
-    }
-}
-
-const fn at(secs: u64) -> Timestamp {
-    Timestamp::from_nanos(secs * SECOND)
-}
-
-/// A failure that was admitted while closed ends on another thread at 0 s.
-fn fails_elsewhere(run: &Arc<Run>) -> thread::JoinHandle<()> {
-    let permit = run.begin().unwrap();
-    let run = Arc::clone(run);
-    thread::spawn(move || run.end(permit, Outcome::Failure))
-}
-
-#[test]
-fn shuttle_what_is_told_follows_from_what_was_told_before() {
-    explore(|| {
-        let run = Run::new(&one_failure_opens());
-        let caller = fails_elsewhere(&run);
-        run.tell(run.machine.force_open(at(0)));
-        run.tell(run.machine.force_close(at(0)));
-        caller.join().unwrap();
-        run.check();
-    });
-}
-
-#[test]
-fn shuttle_no_opening_inherits_the_deadline_of_one_that_was_closed_by_force() {
-    explore(|| {
-        let run = Run::new(&one_failure_opens());
-        let caller = fails_elsewhere(&run);
-        run.machine.force_close(at(50));
-        let (verdict, _) = run.machine.record_manual(Outcome::Failure, at(50), DRAW);
-        if let Verdict::Trip(trip) = verdict
-            && let Some(second) = run.machine.trip(trip, at(50), DRAW)
-        {
-            assert_eq!(second.wait, Some(Duration::from_secs(60)));
-            assert_eq!(run.machine.next_due(at(50)), Some(at(110)));
-        }
-        caller.join().unwrap();
-    });
-}
-
-#[test]
-fn shuttle_whoever_stalls_while_it_becomes_half_open_frees_no_later_probes_lease() {
-    explore(|| {
-        let run = Run::new(&one_failure_opens());
-        run.record(Outcome::Failure);
-        let staller = {
-            let run = Arc::clone(&run);
-            thread::spawn(move || run.machine.try_acquire(at(60), DRAW).0.ok())
-        };
-        // What became half-open for the staller is over, and half-open again, for another probe.
-        run.machine.force_close(at(60));
-        let (verdict, _) = run.machine.record_manual(Outcome::Failure, at(61), DRAW);
-        run.carry_out(verdict, at(61));
-        let probe = run.machine.try_acquire(at(121), DRAW).0;
-        if let Some(early) = staller.join().unwrap() {
-            let _ = run.machine.record(early, Outcome::Cancelled, Some(at(60)));
-        }
-        if probe.is_ok() {
-            assert_eq!(run.machine.snapshot(at(121)).probes_in_flight, 1);
-            assert_eq!(run.machine.next_due(at(121)), Some(at(127)), "its lease");
-        }
     });
 }
