@@ -1,0 +1,496 @@
+//! Faults that other circuit breakers have had, each with what keeps it out of this one.
+//!
+//! What keeps it is the name of a vector's case or of a test, in Rust or Python; the last test here finds each of them.
+//!
+//! | fault | kept out by |
+//! |---|---|
+//! | an ignored or cancelled probe eats its slot, and the breaker never leaves half-open | `an ignored probe gives its slot back and decides nothing`, `a cancelled probe gives its slot back and decides nothing, however long it ran` |
+//! | a probe that hangs keeps it half-open for ever | `a probe that hangs loses its slot at its deadline and counts as failed`, `opening_and_half_opening_take_turns_by_timer_alone` |
+//! | a lease is lost, so that a probe that hangs never lapses | `whoever_stalls_as_a_probe_takes_no_later_probes_lease`, `whoever_stalls_while_it_becomes_half_open_frees_no_later_probes_lease` |
+//! | an error that nobody classified, or a panic, leaves it half-open | `a_panic_is_a_failure_and_leaks_nothing` |
+//! | a cancelled call leaks its slot, at one await point or another | `while_half_open_a_probe_gives_its_slot_back_and_decides_nothing`, `while_closed_a_call_that_ran_short_is_neutral` |
+//! | a probe that an inner layer turns away never ends | `a probe that the partition turns away gives its slot back and decides nothing` |
+//! | a result of an older state decides in a newer one | `calls that began while closed decide nothing while half-open`, `a straggler that ends once the wait is over decides nothing, though no probe is in flight`, `a probe of an earlier half-open decides nothing in a later one, and takes nobody's slot`, `a_late_result_changes_nothing_whenever_it_arrives`, `what ends late is in no total` |
+//! | permits of an older state raise the number of probes | `permits of an older state never raise the number of probes`, `a_hundred_old_permits_never_raise_the_number_of_probes` |
+//! | more probes pass than allowed when many callers come at once | `a_thousand_callers_at_the_moment_of_recovery_are_as_many_probes_as_allowed`, `never_more_probes_than_allowed_are_in_flight` |
+//! | one call takes two slots | `one_call_takes_one_probe_by_every_entry_point` |
+//! | transitions race: illegal, twice, or never told | `of_two_trips_one_opens_and_all_agree_on_its_end`, `a_close_and_a_failed_probe_at_the_same_moment_are_one_transition`, `what_an_order_tells_follows_from_what_was_told_before`, `shuttle_orders_among_calls_keep_every_invariant`, `the_event_log_is_the_transition_log` |
+//! | two expired times call each other without end | `openings_of_a_nanosecond_take_bounded_steps` |
+//! | a timer that was due ends a forced opening | `an expired wait does not end a forced opening`, `no_timer_ends_a_forced_opening` |
+//! | a timer fires once and is lost the second time | `opening_and_half_opening_take_turns_by_timer_alone` |
+//! | a timer or a subscription keeps a breaker alive | `a_breaker_that_nobody_holds_is_gone` |
+//! | half-open is invisible until somebody calls | `subscribers_hear_each_change_once_and_without_a_call` |
+//! | the wall clock is stepped, or two clocks disagree | `the_monotonic_clock_moves_forward_only`, `one_clock_drives_wait_window_and_slow_calls` |
+//! | the smallest windows are wrong | `the_machine_decides_as_a_naive_model_does`, `a window of one call` |
+//! | a threshold is off by one | `the rate waits for the minimum of calls, and a rate that equals the threshold opens`, `five failures in a row open it, four do not` |
+//! | the largest numbers overflow | `extreme_values_are_taken`, `the_largest_settings_hold` |
+//! | a listener deadlocks, delays or breaks a call | `a_listener_may_use_its_breaker`, `a_subscriber_that_does_not_listen_loses_the_oldest_and_is_told`, `test_listeners_hear_each_transition_and_can_harm_no_call` |
+//! | refusals grow memory or a traceback | `a_breaker_allocates_nothing_for_a_success_a_failure_or_a_refusal`, `test_rejections_are_new_exceptions_whose_tracebacks_do_not_grow` |
+//! | an entry point or a state passes the classifier by | `every_entry_point_classifies_alike`, `every_entry_point_classifies_alike_while_half_open_too` |
+//! | a classifier that panics loses the call | `a_panic_is_a_failure_and_leaks_nothing`, `test_a_classifier_that_raises_is_a_failure_and_leaks_nothing` |
+//! | callers that hang up open a healthy breaker | `callers that hang up early do not trip it`, `a_thousand_callers_that_hang_up_are_no_failure` |
+//! | a dependency that hangs opens nothing, since each caller gives up first | `a_dependency_that_hangs_trips_it_though_every_caller_times_out_outside`, `a dependency that hangs in nearly all calls trips it though a few succeed`, `calls that hang open the breaker before any of them has ended` |
+//! | refusals are tried again and again | `T12: attempts that open the breaker are over with its refusal` |
+//! | a reload loses calls in flight, counts or subscribers | `a_thousand_calls_in_flight_survive_a_reload`, `settings_change_live_and_keep_state_and_counts`, `a_reload_keeps_those_who_listen`, `a_reload_keeps_what_was_counted_before_it_and_at_most_loses_what_ends_meanwhile` |
+//! | a reset keeps counts | `a reset closes from every state and forgets all counts` |
+//! | a count that never forgets: old successes dilute an outage | `an_outage_after_a_hundred_thousand_successes_opens_it_in_half_a_window`, `only the newest calls count: old successes do not dilute an outage` |
+//! | a count that never forgets: rare failures add up | `failures_far_apart_never_open_it`, `a time window forgets what is older than it` |
+//! | the window must be full before it is looked at | `a_window_need_not_be_full`, `failures from the start open it after the minimum of calls, long before the window is full` |
+//! | one failure among many successes opens it | `one failure after many successes of the same window opens nothing` |
+//! | probes that come further apart than the window reaches never close it | `probes need no window: they may come further apart than it reaches` |
+//! | an open breaker makes the call all the same | `of_fifty_failing_calls_two_reach_the_dependency` |
+//! | the first call after the wait blocks | `an_open_breaker_does_not_make_the_call` |
+//! | cancelled probes wedge it half-open | `a_cancelled_probe_gives_its_slot_back`, `test_cancelled_probes_give_their_slots_back_and_decide_nothing` |
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
+
+use std::cell::Cell;
+use std::fs;
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kailash::circuit_breaker::{
+    CallError, CircuitBreaker, Config, EventKind, Events, Outcome, State, Transition, WindowKind,
+};
+use kailash::clock::{Clock, ManualClock};
+use proptest::prelude::*;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn breaker(config: Config) -> (CircuitBreaker, ManualClock) {
+    let (clock, hand) = Clock::manual();
+    let config = Config {
+        jitter_enabled: false,
+        ..config
+    };
+    let breaker = CircuitBreaker::with_clock("test", config, clock).unwrap();
+    (breaker, hand)
+}
+
+fn one_failure_opens() -> Config {
+    Config {
+        failure_threshold: 1,
+        success_threshold: 1,
+        ..Config::default()
+    }
+}
+
+fn rates_alone() -> Config {
+    Config {
+        failure_threshold: 1_000_000,
+        ..Config::default()
+    }
+}
+
+/// A half-open breaker with this many slots that no number of successes closes.
+fn half_open(slots: u32) -> CircuitBreaker {
+    let (breaker, hand) = breaker(Config {
+        half_open_requests: slots,
+        success_threshold: 10_000,
+        ..one_failure_opens()
+    });
+    breaker.record_failure();
+    hand.advance(S(60));
+    assert_eq!(breaker.state(), State::HalfOpen);
+    breaker
+}
+
+#[test]
+fn a_hundred_old_permits_never_raise_the_number_of_probes() {
+    let (breaker, hand) = breaker(Config {
+        half_open_requests: 3,
+        ..one_failure_opens()
+    });
+    let old: Vec<_> = (0..100).map(|_| breaker.try_acquire().unwrap()).collect();
+    breaker.record_failure();
+    hand.advance(S(60));
+    let probes: Vec<_> = (0..3).map(|_| breaker.try_acquire().unwrap()).collect();
+    for permit in old {
+        permit.ignore();
+        assert!(breaker.try_acquire().is_err());
+        assert_eq!(breaker.snapshot().probes_in_flight, 3);
+    }
+    drop(probes);
+}
+
+#[tokio::test]
+async fn one_call_takes_one_probe_by_every_entry_point() {
+    let breaker = half_open(1);
+    let in_flight = || breaker.snapshot().probes_in_flight;
+    let inside = || -> Result<u32, ()> { Ok(in_flight()) };
+    let judge = |_: &Result<u32, ()>| Outcome::Success;
+    assert_eq!(breaker.call(|| async { inside() }).await, Ok(1));
+    assert_eq!(breaker.call_with(judge, || async { inside() }).await, Ok(1));
+    assert_eq!(breaker.call_sync(inside), Ok(1));
+    assert_eq!(breaker.call_sync_with(judge, inside), Ok(1));
+    let permit = breaker.try_acquire().unwrap();
+    assert_eq!(in_flight(), 1);
+    permit.success();
+    let permit = breaker.try_acquire_owned().unwrap();
+    assert_eq!(in_flight(), 1);
+    permit.success();
+    assert_eq!((in_flight(), breaker.snapshot().probe_successes), (0, 6));
+}
+
+#[tokio::test]
+async fn every_entry_point_classifies_alike_while_half_open_too() {
+    let judge = |result: &Result<u32, &str>| match result {
+        Ok(..500) => Outcome::Success,
+        Err("not found") => Outcome::Ignored,
+        Ok(_) | Err(_) => Outcome::Failure,
+    };
+    let cases = [
+        (Ok(200), State::HalfOpen, 1),
+        (Ok(503), State::Open, 0),
+        (Err("not found"), State::HalfOpen, 0),
+        (Err("reset"), State::Open, 0),
+    ];
+    for (result, state, successes) in cases {
+        for entry in 0..4 {
+            let breaker = half_open(1);
+            match entry {
+                0 => drop(breaker.call_sync_with(judge, || result)),
+                1 => drop(breaker.call_with(judge, || async { result }).await),
+                2 => drop(breaker.try_acquire().unwrap().record(judge(&result))),
+                _ => drop(breaker.try_acquire_owned().unwrap().record(judge(&result))),
+            }
+            let status = breaker.snapshot();
+            let found = (status.state, status.probe_successes);
+            assert_eq!(found, (state, successes), "{result:?} by entry {entry}");
+        }
+    }
+}
+
+#[test]
+fn openings_of_a_nanosecond_take_bounded_steps() {
+    let nanosecond = Duration::from_nanos(1);
+    let (breaker, hand) = breaker(Config {
+        recovery_timeout: nanosecond,
+        max_recovery_timeout: nanosecond,
+        max_wait_duration_in_half_open: nanosecond,
+        ..one_failure_opens()
+    });
+    breaker.record_failure();
+    let mut hung = Vec::new();
+    for _ in 0..1000 {
+        hand.advance(Duration::from_micros(10));
+        hung.extend(breaker.try_acquire_owned());
+        let _ = breaker.state();
+        breaker.record_failure();
+    }
+    assert!(hung.len() > 100, "it probes on");
+    hung.into_iter().for_each(|permit| permit.success());
+    hand.advance(S(1));
+    breaker.try_acquire().unwrap().success();
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+async fn state_after(events: &mut Events) -> State {
+    loop {
+        if let EventKind::Transition(transition) = events.recv().await.kind {
+            return transition.to;
+        }
+    }
+}
+
+fn on_paused_time(config: Config) -> CircuitBreaker {
+    let config = Config {
+        jitter_enabled: false,
+        ..config
+    };
+    CircuitBreaker::with_clock("test", config, Clock::tokio()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_timer_ends_a_forced_opening() {
+    let breaker = on_paused_time(one_failure_opens());
+    let mut events = breaker.subscribe();
+    breaker.record_failure();
+    assert_eq!(state_after(&mut events).await, State::Open);
+    // Somebody waits for the end of the opening, which a later order takes away.
+    let waiting = tokio::time::timeout(S(30), state_after(&mut events));
+    assert!(waiting.await.is_err());
+    breaker.force_open();
+    assert_eq!(state_after(&mut events).await, State::Open);
+    let waiting = tokio::time::timeout(S(100_000), state_after(&mut events));
+    assert!(waiting.await.is_err());
+    assert!(breaker.snapshot().forced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn opening_and_half_opening_take_turns_by_timer_alone() {
+    let breaker = on_paused_time(Config {
+        recovery_timeout: S(10),
+        max_wait_duration_in_half_open: S(5),
+        ..one_failure_opens()
+    });
+    let mut events = breaker.subscribe();
+    breaker.record_failure();
+    assert_eq!(state_after(&mut events).await, State::Open);
+    let mut hung = Vec::new();
+    for _ in 0..3 {
+        assert_eq!(state_after(&mut events).await, State::HalfOpen);
+        hung.push(breaker.try_acquire_owned().unwrap());
+        assert_eq!(state_after(&mut events).await, State::Open);
+    }
+    assert_eq!(breaker.snapshot().openings_in_a_row, 4);
+}
+
+#[test]
+fn one_clock_drives_wait_window_and_slow_calls() {
+    let (breaker, hand) = breaker(Config {
+        window: WindowKind::Time,
+        window_duration: S(16),
+        min_calls_before_evaluation: 2,
+        slow_call_threshold: Some(S(3600)),
+        slow_call_rate_threshold: Some(1.0),
+        ..rates_alone()
+    });
+    let slow = || {
+        breaker.call_sync(|| -> Result<(), ()> {
+            hand.advance(S(3600));
+            Ok(())
+        })
+    };
+    assert_eq!(slow(), Ok(()));
+    assert_eq!(slow(), Ok(()));
+    let seen = breaker.snapshot();
+    assert_eq!(
+        (seen.slow_calls, seen.window_calls),
+        (2, 1),
+        "an hour apart"
+    );
+    assert_eq!(breaker.state(), State::Closed);
+    for _ in 0..2 {
+        breaker.record_failure();
+    }
+    assert_eq!(breaker.state(), State::Open);
+    hand.advance(S(60));
+    assert_eq!(breaker.state(), State::HalfOpen);
+}
+
+#[test]
+fn the_largest_settings_hold() {
+    for window in [WindowKind::Count, WindowKind::Time] {
+        let (breaker, hand) = breaker(Config {
+            failure_threshold: 1000,
+            success_threshold: 10_000,
+            recovery_timeout: Duration::MAX,
+            max_recovery_timeout: Duration::MAX,
+            half_open_requests: 1024,
+            error_rate_threshold: None,
+            window,
+            window_size: 65_536,
+            window_duration: S(24 * 3600),
+            min_calls_before_evaluation: u32::MAX,
+            slow_call_threshold: Some(Duration::MAX),
+            max_wait_duration_in_half_open: Duration::MAX,
+            exponential_backoff_multiplier: 1000.0,
+            cancelled_counts_after: Some(Duration::MAX),
+            overdue_calls_enabled: true,
+            ..Config::default()
+        });
+        for _ in 0..999 {
+            breaker.record_failure();
+        }
+        hand.advance(S(1 << 33));
+        drop(breaker.try_acquire().unwrap());
+        assert_eq!(breaker.state(), State::Closed, "{window:?}");
+        breaker.record_failure();
+        assert_eq!(breaker.state(), State::Open, "{window:?}");
+        hand.advance(S(1 << 33));
+        let rejected = breaker.try_acquire().unwrap_err();
+        assert_eq!(rejected.retry_after, None, "it never ends");
+    }
+}
+
+#[test]
+fn a_thousand_callers_that_hang_up_are_no_failure() {
+    let (breaker, _) = breaker(one_failure_opens());
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(async {
+        for _ in 0..1000 {
+            let mut call = Box::pin(breaker.call(pending::<Result<(), ()>>));
+            assert!(futures_util::poll!(&mut call).is_pending());
+        }
+    });
+    let status = breaker.snapshot();
+    assert_eq!(
+        (status.state, status.calls, status.failures),
+        (State::Closed, 0, 0)
+    );
+}
+
+#[test]
+fn a_reload_keeps_those_who_listen() {
+    let (breaker, _) = breaker(Config {
+        failure_threshold: 2,
+        ..Config::default()
+    });
+    let mut events = breaker.subscribe();
+    breaker.record_failure();
+    breaker
+        .reconfigure(Config {
+            window_size: 60_000,
+            ..breaker.config()
+        })
+        .unwrap();
+    breaker.record_failure();
+    let told = transitions(&mut events);
+    assert_eq!(
+        told.iter().map(|news| news.to).collect::<Vec<_>>(),
+        [State::Open]
+    );
+}
+
+fn transitions(events: &mut Events) -> Vec<Transition> {
+    let told = std::iter::from_fn(|| events.try_recv());
+    told.filter_map(|event| match event.kind {
+        EventKind::Transition(transition) => Some(transition),
+        _ => None,
+    })
+    .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_event_log_is_the_transition_log(steps in prop::collection::vec(0..12_u8, 1..100)) {
+        let (breaker, hand) = breaker(Config {
+            max_wait_duration_in_half_open: S(5),
+            ..one_failure_opens()
+        });
+        let mut events = breaker.subscribe();
+        let mut in_flight = Vec::new();
+        let mut last = State::Closed;
+        for step in steps {
+            match step {
+                0 | 1 => in_flight.extend(breaker.try_acquire_owned()),
+                2 => drop(in_flight.pop()),
+                3 => in_flight.pop().into_iter().for_each(|permit| permit.success()),
+                4 => in_flight.pop().into_iter().for_each(|permit| permit.failure()),
+                5 => breaker.record_failure(),
+                6 => breaker.record_success(),
+                7 => hand.advance(S(60)),
+                8 => hand.advance(S(5)),
+                9 => breaker.force_open(),
+                10 => breaker.force_close(),
+                _ => breaker.reset(),
+            }
+            // Reading, too, carries out what is due.
+            let told = transitions(&mut events);
+            for news in &told {
+                prop_assert_eq!(news.from, last, "{:?}", told);
+                last = news.to;
+            }
+            prop_assert_eq!(breaker.state(), last);
+            let kept = breaker.transitions();
+            let newest: Vec<_> = kept.iter().rev().map(|(news, _)| *news).collect();
+            for (told, kept) in told.iter().rev().zip(newest) {
+                prop_assert_eq!(*told, kept);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_outage_after_a_hundred_thousand_successes_opens_it_in_half_a_window() {
+    let (breaker, _) = breaker(rates_alone());
+    for _ in 0..100_000 {
+        breaker.record_success();
+    }
+    for _ in 0..49 {
+        breaker.record_failure();
+    }
+    assert_eq!(breaker.state(), State::Closed);
+    breaker.record_failure();
+    assert_eq!(breaker.state(), State::Open);
+}
+
+#[test]
+fn a_window_need_not_be_full() {
+    let (breaker, _) = breaker(rates_alone());
+    for _ in 0..9 {
+        breaker.record_failure();
+    }
+    assert_eq!(breaker.state(), State::Closed);
+    breaker.record_failure();
+    assert_eq!(breaker.state(), State::Open, "ten of at most a hundred");
+}
+
+#[test]
+fn failures_far_apart_never_open_it() {
+    let (breaker, _) = breaker(Config {
+        failure_threshold: 3,
+        ..Config::default()
+    });
+    for _ in 0..3 {
+        for _ in 0..10_000 {
+            breaker.record_success();
+        }
+        breaker.record_failure();
+    }
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[test]
+fn of_fifty_failing_calls_two_reach_the_dependency() {
+    let (breaker, _) = breaker(Config {
+        failure_threshold: 2,
+        ..Config::default()
+    });
+    let reached = Cell::new(0);
+    let refused = (0..50).filter(|_| {
+        let result = breaker.call_sync(|| -> Result<(), ()> {
+            reached.set(reached.get() + 1);
+            Err(())
+        });
+        matches!(result, Err(CallError::Rejected(_)))
+    });
+    assert_eq!((refused.count(), reached.get()), (48, 2));
+}
+
+#[test]
+fn each_fault_is_kept_out_by_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut known = String::new();
+    for folder in ["crates", "python/tests", "vectors"] {
+        read_all(&root.join(folder), &mut known);
+    }
+    let table = include_str!("circuit_breaker_faults.rs").lines();
+    let rows = table.filter(|line| line.starts_with("//! | ")).skip(1);
+    let mut rows_seen = 0;
+    for row in rows {
+        let names: Vec<_> = row.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "nothing keeps it out: {row}");
+        for name in names {
+            let is_there = [
+                format!("fn {name}("),
+                format!("def {name}("),
+                format!("\"name\": \"{name}\""),
+            ]
+            .iter()
+            .any(|sign| known.contains(sign));
+            assert!(is_there, "there is no test or vector {name:?}");
+        }
+        rows_seen += 1;
+    }
+    assert!(rows_seen > 30, "only {rows_seen} rows were read");
+}
+
+fn read_all(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path: PathBuf = entry.unwrap().path();
+        let is_read = |name: &str| path.extension().is_some_and(|extension| extension == name);
+        if path.is_dir() {
+            read_all(&path, into);
+        } else if ["rs", "py", "json"].into_iter().any(is_read) {
+            into.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
