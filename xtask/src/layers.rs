@@ -10,7 +10,7 @@ use crate::setup::root;
 use crate::step::cargo;
 
 /// Each crate of ours, and those of ours that it may use outside its tests.
-const MAY_USE: [(&str, &[&str]); 7] = [
+const MAY_USE: [(&str, &[&str]); 8] = [
     ("kailash-core", &[]),
     ("kailash", &["kailash-core"]),
     ("kailash-workflow", &["kailash"]),
@@ -19,6 +19,7 @@ const MAY_USE: [(&str, &[&str]); 7] = [
         "kailash-python",
         &["kailash-core", "kailash", "kailash-workflow"],
     ),
+    ("hot-paths", &["kailash"]),
     ("test-servers", &[]),
     ("xtask", &[]),
 ];

@@ -6,7 +6,10 @@
     reason = "a command line for developers"
 )]
 
+mod bench;
+mod instructions;
 mod layers;
+mod mutants;
 mod setup;
 mod step;
 
@@ -24,7 +27,12 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   ci             test, and everything else that CI checks
   lint           formatting, clippy, rustdoc and the table of who may use whom
   interleavings  the lock-free machines under loom's schedules and random ones
-  wheel          build the Python package and install it into target/venv";
+  wheel          build the Python package and install it into target/venv
+  bench          what a call costs beside the peers; writes benches/RESULTS.md
+  instructions   the hot paths' instructions against their budgets
+                 --write takes what was counted as the new budgets
+  mutants        changes kailash-core bit by bit and looks for what no test notices;
+                 mutants 1/4 does the first quarter";
 
 fn main() -> ExitCode {
     let words: Vec<String> = env::args().skip(1).collect();
@@ -35,6 +43,11 @@ fn main() -> ExitCode {
         ["lint"] => lint(&mut steps),
         ["interleavings"] => interleavings(&mut steps),
         ["wheel"] => setup::tools().and_then(|()| wheel(&mut steps)),
+        ["bench"] => bench::run(),
+        ["instructions"] => steps.check("instructions", instructions::check),
+        ["instructions", "--write"] => steps.check("instructions", instructions::write),
+        ["mutants"] => mutants::run(None),
+        ["mutants", shard] => mutants::run(Some(shard)),
         _ => Err(USAGE.into()),
     };
     steps.print_table();
@@ -50,7 +63,7 @@ fn main() -> ExitCode {
 fn ci(steps: &mut Steps) -> Outcome {
     setup::tools()?;
     lint(steps)?;
-    setup::cargo_deny()?;
+    setup::cargo_tool("cargo-deny")?;
     let deny = setup::tool("cargo-deny");
     let checks = [
         "check",
@@ -61,12 +74,16 @@ fn ci(steps: &mut Steps) -> Outcome {
     ];
     steps.run("cargo-deny", command(deny).args(checks))?;
     interleavings(steps)?;
+    steps.check("instructions", instructions::check)?;
     test(steps)
 }
 
 fn lint(steps: &mut Steps) -> Outcome {
     steps.check("layers", layers::check)?;
     steps.run("fmt", cargo("fmt").args(["--all", "--", "--check"]))?;
+    let benches = ["--manifest-path", "benches/Cargo.toml", "--", "--check"];
+    let benches = cargo("fmt").args(benches).current_dir(setup::root());
+    steps.run("fmt of benches", benches)?;
     let clippy = ["--workspace", "--all-targets", "--all-features", "--locked"];
     let strict = ["--", "-D", "warnings"];
     steps.run("clippy", cargo("clippy").args(clippy).args(strict))?;

@@ -20,7 +20,14 @@ const PROGRAMS: [(&str, &str); 5] = [
 /// The oldest Python that the package supports.
 const PYTHON: (u32, u32) = (3, 11);
 
-const CARGO_DENY: &str = "0.20.2";
+/// What counts instructions, and the Debian package that brings it.
+const VALGRIND: [(&str, &str); 1] = [("valgrind", "valgrind")];
+
+/// What is built under the target folder: name, version and features.
+const CARGO_TOOLS: [(&str, &str, &[&str]); 2] = [
+    ("cargo-deny", "0.20.2", &["--no-default-features"]),
+    ("cargo-mutants", "27.1.0", &[]),
+];
 
 pub(crate) fn root() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -46,26 +53,7 @@ pub(crate) fn tool(name: &str) -> PathBuf {
 
 /// Finds the programs that the tests start; as root on Debian, installs those that are missing.
 pub(crate) fn tools() -> Outcome {
-    let missing = missing();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages = missing.join(" ");
-    if !is_root() || find("apt-get").is_none() {
-        return Err(format!("the tests need: apt-get install {packages}").into());
-    }
-    println!("installing {packages}");
-    let apt = || command("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
-    apt().args(["update", "-qq"]).run()?;
-    let install = ["install", "-y", "-qq", "--no-install-recommends"];
-    apt().args(install).args(&missing).run()
-}
-
-fn missing() -> Vec<&'static str> {
-    let absent = PROGRAMS
-        .iter()
-        .filter(|(program, _)| find(program).is_none());
-    let mut packages: Vec<_> = absent.map(|(_, package)| *package).collect();
+    let mut packages = missing(&PROGRAMS);
     let venv_works = find("python3").is_some_and(|python| {
         command(python)
             .args(["-c", "import ensurepip"])
@@ -75,7 +63,34 @@ fn missing() -> Vec<&'static str> {
     if !venv_works {
         packages.push("python3-venv");
     }
-    packages
+    install(&packages)
+}
+
+/// Finds valgrind; as root on Debian, installs it if it is missing.
+pub(crate) fn valgrind() -> Outcome {
+    install(&missing(&VALGRIND))
+}
+
+fn missing(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    let absent = programs
+        .iter()
+        .filter(|(program, _)| find(program).is_none());
+    absent.map(|(_, package)| *package).collect()
+}
+
+fn install(packages: &[&str]) -> Outcome {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let listed = packages.join(" ");
+    if !is_root() || find("apt-get").is_none() {
+        return Err(format!("this needs: apt-get install {listed}").into());
+    }
+    println!("installing {listed}");
+    let apt = || command("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
+    apt().args(["update", "-qq"]).run()?;
+    let install = ["install", "-y", "-qq", "--no-install-recommends"];
+    apt().args(install).args(packages).run()
 }
 
 /// The program's path: Debian keeps PostgreSQL's and some daemons' out of `PATH`.
@@ -98,6 +113,12 @@ fn is_root() -> bool {
 
 /// Makes `target/venv` and installs what the Python tests import, as pyproject.toml lists it.
 pub(crate) fn venv_with_tests() -> Outcome {
+    make_venv(&venv())?;
+    pip_install(&venv(), test_requirements()?)
+}
+
+/// Makes a virtual environment in this folder, unless there is one.
+pub(crate) fn make_venv(folder: &Path) -> Outcome {
     let python3 = find("python3").ok_or("python3 is missing")?;
     let version = "import sys; print(*sys.version_info[:2])";
     let version = command(&python3).args(["-c", version]).output()?;
@@ -110,10 +131,17 @@ pub(crate) fn venv_with_tests() -> Outcome {
         let needs = format!("{needs_major}.{needs_minor}");
         return Err(format!("python3 is {major}.{minor}, and {needs} or later is needed").into());
     }
-    if !python().is_file() {
-        command(python3).args(["-m", "venv"]).args([venv()]).run()?;
+    if folder.join("bin/python").is_file() {
+        return Ok(());
     }
-    let list = test_requirements()?;
+    command(python3).args(["-m", "venv"]).args([folder]).run()
+}
+
+/// Installs packages, or a folder that is one, into a virtual environment.
+pub(crate) fn pip_install(
+    venv: &Path,
+    what: impl IntoIterator<Item: AsRef<std::ffi::OsStr>>,
+) -> Outcome {
     let pip = [
         "-m",
         "pip",
@@ -121,7 +149,11 @@ pub(crate) fn venv_with_tests() -> Outcome {
         "--quiet",
         "--disable-pip-version-check",
     ];
-    command(python()).args(pip).args(list).run()
+    command(venv.join("bin/python"))
+        .args(pip)
+        .args(what)
+        .current_dir(root())
+        .run()
 }
 
 fn test_requirements() -> Result<Vec<String>, Box<dyn Error>> {
@@ -134,24 +166,18 @@ fn test_requirements() -> Result<Vec<String>, Box<dyn Error>> {
     Ok(listed.lines().map(str::to_owned).collect())
 }
 
-/// Builds cargo-deny under the target folder, unless it is there.
-pub(crate) fn cargo_deny() -> Outcome {
-    if tool("cargo-deny").is_file() {
+/// Builds a tool of cargo's under the target folder, unless it is there.
+pub(crate) fn cargo_tool(name: &str) -> Outcome {
+    if tool(name).is_file() {
         return Ok(());
     }
-    println!("installing cargo-deny {CARGO_DENY}");
-    let version = [
-        "--version",
-        CARGO_DENY,
-        "--locked",
-        "--quiet",
-        "--no-default-features",
-    ];
-    let root = target().join("tools");
+    let listed = CARGO_TOOLS.iter().find(|(listed, ..)| *listed == name);
+    let (_, version, features) = listed.ok_or_else(|| format!("no version of {name} is known"))?;
+    println!("installing {name} {version}");
     cargo("install")
-        .args(["cargo-deny"])
-        .args(version)
+        .args([name, "--version", version, "--locked", "--quiet"])
+        .args(*features)
         .args(["--root"])
-        .args([root])
+        .args([target().join("tools")])
         .run()
 }

@@ -1,0 +1,130 @@
+//! One hot path in a loop, for callgrind to count: `hot-paths PATH` runs it, `hot-paths` lists all.
+//!
+//! Instructions don't depend on how busy the machine is, so that each path has a budget
+//! (`budgets.json`) which `cargo xtask instructions` holds it to. Calls are timed by the manual
+//! clock: how the real one is read differs from machine to machine.
+
+#![expect(clippy::print_stdout, reason = "a command line for developers")]
+
+use std::cell::Cell;
+use std::env;
+use std::hint::black_box;
+use std::process::ExitCode;
+
+use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
+use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Manager};
+use kailash::clock::Clock;
+
+/// Calls of one run; `xtask` divides by it.
+const CALLS: u32 = 10_000;
+
+const PATHS: [(&str, fn()); 8] = [
+    ("breaker_closed_without_clock", || {
+        let breaker = breaker(without_clock());
+        measured(|| black_box(breaker.call_sync(ok)).is_ok());
+    }),
+    ("breaker_closed_timed", || {
+        let breaker = breaker(Config::default());
+        measured(|| black_box(breaker.call_sync(ok)).is_ok());
+    }),
+    ("breaker_every_second_call_fails", || {
+        let breaker = breaker(Config {
+            error_rate_threshold: Some(1.0),
+            ..without_clock()
+        });
+        let turn = Cell::new(false);
+        measured(|| {
+            turn.set(!turn.get());
+            let call = if turn.get() { ok } else { fails };
+            !matches!(
+                black_box(breaker.call_sync(call)),
+                Err(CallError::Rejected(_))
+            )
+        });
+    }),
+    ("breaker_permit_dropped", || {
+        let breaker = breaker(Config::default());
+        measured(|| black_box(breaker.try_acquire()).is_ok());
+    }),
+    ("breaker_rejected", || {
+        let breaker = breaker(Config {
+            failure_threshold: 1,
+            ..Config::default()
+        });
+        breaker.record_failure();
+        measured(|| black_box(breaker.try_acquire()).is_err());
+    }),
+    ("registry_look_up", || {
+        let breakers = Manager::new();
+        for name in ["database", "api", "cache", "search"] {
+            breakers
+                .get_or_create(name, None)
+                .expect("the defaults are right");
+        }
+        measured(|| black_box(breakers.get(black_box("api"))).is_some());
+    }),
+    ("partition_acquired_and_released", || {
+        let partition = partition();
+        measured(|| black_box(partition.try_acquire()).is_ok());
+    }),
+    ("partition_full", || {
+        let partition = partition();
+        let held = partition.try_acquire().expect("it is free");
+        measured(|| black_box(partition.try_acquire()).is_err());
+        drop(held);
+    }),
+];
+
+fn main() -> ExitCode {
+    let Some(wanted) = env::args().nth(1) else {
+        println!("{CALLS}");
+        for (name, _) in PATHS {
+            println!("{name}");
+        }
+        return ExitCode::SUCCESS;
+    };
+    let found = PATHS.iter().find(|(name, _)| *name == wanted);
+    let Some((_, path)) = found else {
+        println!("there is no hot path {wanted}");
+        return ExitCode::FAILURE;
+    };
+    path();
+    ExitCode::SUCCESS
+}
+
+/// Callgrind counts while this runs. `expected` makes sure that it is the path that its name says.
+#[inline(never)]
+fn measured(expected: impl Fn() -> bool) {
+    for _ in 0..CALLS {
+        assert!(expected());
+    }
+}
+
+fn ok() -> Result<u32, u32> {
+    black_box(Ok(1))
+}
+
+fn fails() -> Result<u32, u32> {
+    black_box(Err(1))
+}
+
+fn breaker(config: Config) -> CircuitBreaker {
+    let (clock, _) = Clock::manual();
+    CircuitBreaker::with_clock("dependency", config, clock).expect("the config is right")
+}
+
+fn without_clock() -> Config {
+    Config {
+        slow_call_threshold: None,
+        cancelled_counts_after: None,
+        ..Config::default()
+    }
+}
+
+fn partition() -> Partition {
+    let config = PartitionConfig {
+        max_concurrent_operations: 1,
+        ..PartitionConfig::new("dependency", PartitionType::Custom)
+    };
+    Partition::new(config).expect("the config is right")
+}

@@ -1,0 +1,105 @@
+//! What a call costs, here and with the peers, as one table with the bars it is held to.
+
+mod render;
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::setup::{self, root, target};
+use crate::step::{cargo, command};
+use render::{Bar, Row, render};
+
+/// The peers of the Python bench.
+const PYTHON_PEERS: [&str; 6] = [
+    "circuitbreaker",
+    "interlock-cb",
+    "pybreaker",
+    "aiobreaker",
+    "purgatory",
+    "hyx",
+];
+
+/// Builds and runs everything, prints the table and writes it to `benches/RESULTS.md`.
+pub(crate) fn run() -> Outcome {
+    let benches = root().join("benches");
+    let mut rows = rust_rows(&benches)?;
+    let python = python_rows(&benches)?;
+    rows.extend(python.rows);
+    let bars: Vec<Bar> = read_bars(&benches)?;
+    let machine = machine(python.version.as_deref())?;
+    let text = render(&machine, &rows, &bars)?;
+    println!("{text}");
+    Ok(fs::write(benches.join("RESULTS.md"), text)?)
+}
+
+fn rust_rows(benches: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
+    // A folder of its own: its dependencies are built with other settings.
+    let folder = target().join("benches");
+    let mut build = cargo("build")
+        .args(["--release", "--locked", "--quiet"])
+        .env("CARGO_TARGET_DIR", &folder)
+        .current_dir(benches);
+    build.run()?;
+    println!("measuring Rust");
+    let measured = command(folder.join("release/benches")).output()?;
+    let measured: Value = serde_json::from_str(&measured)?;
+    let calls = measured["calls"].as_array().into_iter().flatten();
+    let mut rows: Vec<Row> = calls.filter_map(Row::of_calls).collect();
+    let memory = measured["memory"].as_array().into_iter().flatten();
+    rows.extend(memory.filter_map(Row::of_memory));
+    Ok(rows)
+}
+
+/// What the Python bench measured, and with which Python.
+#[derive(Default)]
+struct Python {
+    rows: Vec<Row>,
+    version: Option<String>,
+}
+
+fn python_rows(benches: &Path) -> Result<Python, Box<dyn Error>> {
+    let script = benches.join("python/circuit_breaker.py");
+    if !script.is_file() {
+        return Ok(Python::default());
+    }
+    setup::tools()?;
+    // A venv of its own: the peers are no part of what the tests import.
+    let venv = target().join("bench-venv");
+    setup::make_venv(&venv)?;
+    setup::pip_install(&venv, PYTHON_PEERS)?;
+    setup::pip_install(&venv, ["--force-reinstall", "--no-deps", "."])?;
+    println!("measuring Python");
+    let python = || command(venv.join("bin/python"));
+    let measured = python().args([&script]).args(["--json"]).output()?;
+    let measured: Value = serde_json::from_str(&measured)?;
+    let calls = measured["calls"].as_array().into_iter().flatten();
+    Ok(Python {
+        rows: calls.filter_map(Row::of_calls).collect(),
+        version: Some(python().args(["--version"]).output()?.trim().to_owned()),
+    })
+}
+
+fn read_bars(benches: &Path) -> Result<Vec<Bar>, Box<dyn Error>> {
+    let bars: Value = serde_json::from_str(&fs::read_to_string(benches.join("bars.json"))?)?;
+    let bars = bars.as_array().ok_or("bars.json is no list")?;
+    bars.iter().map(Bar::read).collect()
+}
+
+/// What the figures were taken on, in one line.
+fn machine(python: Option<&str>) -> Result<String, Box<dyn Error>> {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus.lines().find(|line| line.starts_with("model name"));
+    let model = model.and_then(|line| line.split_once(": "));
+    let model = model.map_or("an unknown processor", |(_, model)| model.trim());
+    let cores = std::thread::available_parallelism()?;
+    let rustc = command("rustc")
+        .args(["--version"])
+        .current_dir(root())
+        .output()?;
+    let (rustc, python) = (rustc.trim(), python.unwrap_or("no Python"));
+    Ok(format!("{model}, {cores} cores; {rustc}; {python}"))
+}
