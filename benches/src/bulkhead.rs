@@ -52,21 +52,21 @@ fn free(table: &mut Table<'_>) {
     let slots = partition(SLOTS as u32);
     table.case(Ours, "kailash, try_acquire", move |calls| {
         for _ in 0..calls {
-            drop(black_box(slots.try_acquire()));
+            black_box(&slots.try_acquire());
         }
     });
     let slots = partition(SLOTS as u32);
     table.case(Ours, "kailash, run", move |calls| {
         block_on(async {
             for _ in 0..calls {
-                let _ = black_box(slots.run(async { black_box(1) }).await);
+                black_box(&slots.run(async { black_box(1) }).await);
             }
         });
     });
     let semaphore = Semaphore::new(SLOTS);
     table.case(Peer, "tokio's Semaphore, try_acquire", move |calls| {
         for _ in 0..calls {
-            drop(black_box(semaphore.try_acquire()));
+            black_box(&semaphore.try_acquire());
         }
     });
     let limit = ConcurrencyLimit::new(service_fn(serve), SLOTS);
@@ -93,13 +93,13 @@ fn full(table: &mut Table<'_>) {
     table.case(Ours, "kailash, try_acquire", move |calls| {
         let _held = &held;
         for _ in 0..calls {
-            let _ = black_box(slots.try_acquire().is_err());
+            black_box(&slots.try_acquire().is_err());
         }
     });
     let semaphore = Semaphore::new(0);
     table.case(Peer, "tokio's Semaphore, try_acquire", move |calls| {
         for _ in 0..calls {
-            let _ = black_box(semaphore.try_acquire().is_err());
+            black_box(&semaphore.try_acquire().is_err());
         }
     });
     let limit = ConcurrencyLimit::new(service_fn(serve), 1);
@@ -149,7 +149,7 @@ where
         block_on(async {
             for _ in 0..calls {
                 if let Ok(ready) = service.ready().await {
-                    let _ = black_box(ready.call(black_box(1)).await);
+                    black_box(&ready.call(black_box(1)).await);
                 }
             }
         });

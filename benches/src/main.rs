@@ -37,9 +37,14 @@ fn main() {
     circuit_breaker::add(&mut suite);
     bulkhead::add(&mut suite);
     registry::add(&mut suite);
-    suite.keep(value("--only").map_or("", String::as_str));
+    let only = value("--only").map_or("", String::as_str);
+    suite.keep(only);
     let calls = suite.measure(repeats);
-    let memory = memory::measure();
+    let memory = if "memory".starts_with(only) {
+        memory::measure()
+    } else {
+        Vec::new()
+    };
     println!(
         "{:#}",
         json!({"repeats": repeats, "calls": calls, "memory": memory})
