@@ -76,10 +76,11 @@ fn python_rows(benches: &Path) -> Result<Python, Box<dyn Error>> {
     let python = || command(venv.join("bin/python"));
     let measured = python().args([&script]).args(["--json"]).output()?;
     let measured: Value = serde_json::from_str(&measured)?;
-    let calls = measured["calls"].as_array().into_iter().flatten();
+    let rows = measured["rows"].as_array().into_iter().flatten();
+    let version = measured["python"].as_str();
     Ok(Python {
-        rows: calls.filter_map(Row::of_calls).collect(),
-        version: Some(python().args(["--version"]).output()?.trim().to_owned()),
+        rows: rows.filter_map(Row::of_python).collect(),
+        version: version.map(|version| format!("CPython {version}")),
     })
 }
 

@@ -50,6 +50,27 @@ impl Row {
         })
     }
 
+    /// The Python bench tells medians only.
+    pub(super) fn of_python(row: &Value) -> Option<Self> {
+        let case = row["name"].as_str()?;
+        Some(Self {
+            table: format!(
+                "Python, {}, {}",
+                row["kind"].as_str()?,
+                row["case"].as_str()?
+            ),
+            case: case.to_owned(),
+            whose: match case {
+                "bare" | "pass-through" => Whose::Floor,
+                case if case.starts_with("kailash") => Whose::Ours,
+                _ => Whose::Peer,
+            },
+            figures: vec![row["ns"].as_f64()?],
+            unit: Unit::Nanos,
+            allocations: None,
+        })
+    }
+
     pub(super) fn of_memory(memory: &Value) -> Option<Self> {
         Some(Self {
             table: "memory".to_owned(),
@@ -70,8 +91,11 @@ impl Row {
         }
     }
 
-    fn least(&self) -> f64 {
-        self.figures.first().copied().unwrap_or(f64::NAN)
+    fn least(&self) -> Option<f64> {
+        self.figures
+            .first()
+            .copied()
+            .filter(|_| self.figures.len() > 1)
     }
 }
 
@@ -84,11 +108,12 @@ pub(super) struct Bar {
     reason: Option<String>,
 }
 
-#[derive(Clone, Copy)]
 enum Limit {
     Nanos(f64),
     TimesFloor(f64),
     OverFloor(f64),
+    /// What this other case of the table takes.
+    Case(String),
     Allocations(f64),
     Bytes(f64),
 }
@@ -105,6 +130,10 @@ impl Bar {
                 "table" => table = value.as_str(),
                 "case" => case = value.as_str(),
                 "reason" => reason = value.as_str(),
+                "no_more_than" => {
+                    let case = value.as_str().ok_or("no_more_than: no case")?;
+                    limits.push(Limit::Case(case.to_owned()));
+                }
                 "nanos" => limits.push(Limit::Nanos(number()?)),
                 "times_floor" => limits.push(Limit::TimesFloor(number()?)),
                 "over_floor" => limits.push(Limit::OverFloor(number()?)),
@@ -122,27 +151,39 @@ impl Bar {
     }
 
     fn text(&self) -> String {
-        let limits = self.limits.iter().map(|limit| match *limit {
+        let limits = self.limits.iter().map(|limit| match limit {
             Limit::Nanos(nanos) => format!("{nanos} ns"),
             Limit::TimesFloor(times) => format!("{times} × floor"),
             Limit::OverFloor(nanos) => format!("floor + {nanos} ns"),
             Limit::Allocations(allocations) => format!("{allocations} allocations"),
-            Limit::Bytes(bytes) => shown(bytes, Unit::Bytes),
+            Limit::Case(case) => case.clone(),
+            Limit::Bytes(bytes) => shown(*bytes, Unit::Bytes),
         });
         let limits: Vec<String> = limits.collect();
         format!("≤ {}", limits.join(", "))
     }
 
-    fn is_met(&self, row: &Row, floor: Option<f64>) -> bool {
+    fn is_met(&self, row: &Row, table: &[&Row]) -> bool {
+        let (median, floor) = (row.median(), floor(table));
         // A limit that cannot be compared is not met.
-        let over = |limit: f64, figure: Option<f64>| figure.is_some_and(|figure| figure <= limit);
-        self.limits.iter().all(|limit| match *limit {
-            Limit::Nanos(limit) | Limit::Bytes(limit) => row.median() <= limit,
-            Limit::TimesFloor(limit) => over(limit, floor.map(|floor| row.median() / floor)),
-            Limit::OverFloor(limit) => over(limit, floor.map(|floor| row.median() - floor)),
-            Limit::Allocations(limit) => over(limit, row.allocations),
+        let is_within =
+            |limit: f64, figure: Option<f64>| figure.is_some_and(|figure| figure <= limit);
+        self.limits.iter().all(|limit| match limit {
+            Limit::Nanos(limit) | Limit::Bytes(limit) => median <= *limit,
+            Limit::TimesFloor(limit) => is_within(*limit, floor.map(|floor| median / floor)),
+            Limit::OverFloor(limit) => is_within(*limit, floor.map(|floor| median - floor)),
+            Limit::Case(case) => {
+                let other = table.iter().find(|other| other.case == *case);
+                other.is_some_and(|other| median <= other.median())
+            }
+            Limit::Allocations(limit) => is_within(*limit, row.allocations),
         })
     }
+}
+
+fn floor(table: &[&Row]) -> Option<f64> {
+    let floor = table.iter().find(|row| row.whose == Whose::Floor)?;
+    Some(floor.median())
 }
 
 const HEAD: [&str; 8] = [
@@ -200,8 +241,7 @@ pub(super) fn render(machine: &str, rows: &[Row], bars: &[Bar]) -> Result<String
 }
 
 fn cells(rows: &[&Row], bars: &[Bar], missed: &mut Vec<String>) -> Vec<[String; HEAD.len()]> {
-    let floor = rows.iter().find(|row| row.whose == Whose::Floor);
-    let floor = floor.map(|row| row.median());
+    let floor = floor(rows);
     let peers = rows.iter().filter(|row| row.whose == Whose::Peer);
     let best_peer = peers.map(|row| row.median()).min_by(f64::total_cmp);
     let times = |row: &Row, of: Option<f64>| {
@@ -213,7 +253,7 @@ fn cells(rows: &[&Row], bars: &[Bar], missed: &mut Vec<String>) -> Vec<[String; 
             .find(|bar| bar.table == row.table && bar.case == row.case);
         let verdict = match bar {
             None => "",
-            Some(bar) if bar.is_met(row, floor) => "met",
+            Some(bar) if bar.is_met(row, rows) => "met",
             Some(bar) => {
                 let reason = bar
                     .reason
@@ -228,7 +268,8 @@ fn cells(rows: &[&Row], bars: &[Bar], missed: &mut Vec<String>) -> Vec<[String; 
         [
             row.case.clone(),
             shown(row.median(), row.unit),
-            shown(row.least(), row.unit),
+            row.least()
+                .map_or(String::new(), |least| shown(least, row.unit)),
             times(row, floor.filter(|_| row.unit == Unit::Nanos)),
             times(row, best_peer.filter(|_| row.whose == Whose::Ours)),
             row.allocations
