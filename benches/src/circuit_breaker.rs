@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use circuitbreaker_rs::{CircuitBreaker as CircuitbreakerRs, DefaultPolicy};
 use failsafe::{CircuitBreaker as _, backoff, failure_policy};
-use kailash::circuit_breaker::{CircuitBreaker, Config};
+use kailash::circuit_breaker::{CircuitBreaker, Config, WindowKind};
 use recloser::Recloser;
 use seatbelt::{RecoveryInfo, ResilienceContext};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -162,6 +162,33 @@ fn closed_and_timed(table: &mut Table<'_>) {
             }
         });
     });
+    let breaker = ours(Config {
+        overdue_calls_enabled: true,
+        ..Config::default()
+    });
+    calls(
+        table,
+        Ours,
+        "kailash, overdue calls counted, call_sync",
+        move || breaker.call_sync(ok),
+    );
+    let breaker = ours(Config {
+        window: WindowKind::Time,
+        ..Config::default()
+    });
+    calls(table, Ours, "kailash, time window, call_sync", move || {
+        breaker.call_sync(ok)
+    });
+    let breaker = ours(Config {
+        window: WindowKind::Time,
+        ..untimed()
+    });
+    calls(
+        table,
+        Ours,
+        "kailash, time window, slow calls off, call_sync",
+        move || breaker.call_sync(ok),
+    );
     let failsafe = failsafe::Config::new().build();
     calls(table, Peer, "failsafe, default policy, call", move || {
         failsafe.call(ok)

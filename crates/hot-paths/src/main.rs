@@ -12,19 +12,26 @@ use std::hint::black_box;
 use std::process::ExitCode;
 
 use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
-use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Manager};
+use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Manager, WindowKind};
 use kailash::clock::Clock;
 
 /// Calls of one run; `xtask` divides by it.
 const CALLS: u32 = 10_000;
 
-const PATHS: [(&str, fn()); 8] = [
+const PATHS: [(&str, fn()); 9] = [
     ("breaker_closed_without_clock", || {
         let breaker = breaker(without_clock());
         measured(|| black_box(breaker.call_sync(ok)).is_ok());
     }),
     ("breaker_closed_timed", || {
         let breaker = breaker(Config::default());
+        measured(|| black_box(breaker.call_sync(ok)).is_ok());
+    }),
+    ("breaker_closed_time_window", || {
+        let breaker = breaker(Config {
+            window: WindowKind::Time,
+            ..Config::default()
+        });
         measured(|| black_box(breaker.call_sync(ok)).is_ok());
     }),
     ("breaker_every_second_call_fails", || {
