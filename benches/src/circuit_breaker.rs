@@ -9,10 +9,10 @@ use std::time::Duration;
 use circuitbreaker_rs::{CircuitBreaker as CircuitbreakerRs, DefaultPolicy};
 use failsafe::{CircuitBreaker as _, backoff, failure_policy};
 use kailash::circuit_breaker::{CircuitBreaker, Config, WindowKind};
+use kailash::layer::circuit_breaker::CircuitBreakerLayer;
 use recloser::Recloser;
 use seatbelt::{RecoveryInfo, ResilienceContext};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_resilience_circuitbreaker::CircuitBreakerLayer;
 
 use crate::floors;
 use crate::measure::{
@@ -412,6 +412,22 @@ fn seatbelt() -> seatbelt::breaker::BreakerLayer<u64, Answer> {
 
 fn layer_closed(table: &mut Table<'_>) {
     requests(table, Floor, "the service alone", service_fn(serve), true);
+    let layer = CircuitBreakerLayer::new(ours(untimed()));
+    requests(
+        table,
+        Ours,
+        "kailash, no clock",
+        layer.layer(service_fn(serve)),
+        true,
+    );
+    let layer = CircuitBreakerLayer::new(ours(Config::default()));
+    requests(
+        table,
+        Ours,
+        "kailash, default config",
+        layer.layer(service_fn(serve)),
+        true,
+    );
     let config = breaker::CircuitBreakerConfig::standard();
     let layer = breaker::tower::BreakerLayer::new(breaker::CircuitBreaker::new(config));
     requests(table, Peer, "breaker", layer.layer(service_fn(serve)), true);
@@ -422,7 +438,7 @@ fn layer_closed(table: &mut Table<'_>) {
         seatbelt().layer(service_fn(serve)),
         true,
     );
-    let layer = CircuitBreakerLayer::builder()
+    let layer = tower_resilience_circuitbreaker::CircuitBreakerLayer::builder()
         .build()
         .expect("the defaults are right");
     requests(
@@ -435,6 +451,15 @@ fn layer_closed(table: &mut Table<'_>) {
 }
 
 fn layer_refused(table: &mut Table<'_>) {
+    floors::read(table);
+    let layer = CircuitBreakerLayer::new(opened());
+    requests(
+        table,
+        Ours,
+        "kailash",
+        layer.layer(service_fn(serve)),
+        false,
+    );
     let config = breaker::CircuitBreakerConfig::builder()
         .wait_duration(HOUR)
         .build();
@@ -453,7 +478,7 @@ fn layer_refused(table: &mut Table<'_>) {
         seatbelt().layer(service_fn(serve)),
         false,
     );
-    let layer = CircuitBreakerLayer::builder()
+    let layer = tower_resilience_circuitbreaker::CircuitBreakerLayer::builder()
         .wait_duration_in_open(HOUR)
         .build();
     let layer = layer.expect("the config is right");
