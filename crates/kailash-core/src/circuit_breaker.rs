@@ -178,7 +178,7 @@ impl Machine {
         let (Role::Plain, Some(now)) = (permit.role(), permit.started()) else {
             return (permit, Verdict::Unchanged);
         };
-        let generation = permit.generation;
+        let generation = permit.generation();
         let bits = self.word.load(Ordering::Acquire);
         if generation != state::generation(bits) || !Word::unpack(bits).phase.has_window() {
             return (permit, Verdict::Unchanged);
@@ -334,24 +334,28 @@ impl Machine {
     /// free afterwards.
     #[inline]
     pub fn record(&self, permit: Permit, outcome: Outcome, now: Option<Timestamp>) -> Verdict {
-        let ran = permit.ran(now);
-        // Most calls are good ones of a quiet breaker: they take one ticket and nothing else.
-        if outcome == Outcome::Success
-            && permit.role() == Role::Plain
-            && !self.settings.is_slow(ran)
-        {
-            let bits = self.word.load(Ordering::Acquire);
-            let generation = state::generation(bits);
-            let in_a_row = self.in_a_row.load(Ordering::Relaxed);
-            if generation == permit.generation
-                && state::counts(bits)
-                && (in_a_row as u32 == 0 || state::generation(in_a_row) != generation)
-                && self.window(generation).record_good(generation)
-            {
-                return Verdict::Unchanged;
-            }
+        if outcome == Outcome::Success && self.record_good(&permit, now) {
+            return Verdict::Unchanged;
         }
         self.record_slowly(permit, outcome, now)
+    }
+
+    /// Records a call that succeeded, if all there is to do is to count it: most calls are good ones
+    /// of a quiet breaker, and take one ticket and nothing else.
+    ///
+    /// Answers whether it did. Where it did not, the permit is still to be recorded.
+    #[inline]
+    #[must_use]
+    pub fn record_good(&self, permit: &Permit, now: Option<Timestamp>) -> bool {
+        let bits = self.word.load(Ordering::Acquire);
+        let generation = state::generation(bits);
+        let in_a_row = self.in_a_row.load(Ordering::Relaxed);
+        permit.role() == Role::Plain
+            && !self.settings.is_slow(permit.ran(now))
+            && generation == permit.generation()
+            && state::counts(bits)
+            && (in_a_row as u32 == 0 || state::generation(in_a_row) != generation)
+            && self.window(generation).record_good(generation)
     }
 
     #[inline(never)]
@@ -361,13 +365,13 @@ impl Machine {
         }
         let bits = self.word.load(Ordering::Acquire);
         let word = Word::unpack(bits);
-        if word.generation != permit.generation || !word.phase.has_window() {
+        if word.generation != permit.generation() || !word.phase.has_window() {
             return Verdict::Unchanged;
         }
         let still_counts = match permit.role() {
             Role::Watched(quarter) => {
                 let overdue = self.overdue.get();
-                overdue.is_none_or(|overdue| overdue.end(permit.generation, quarter))
+                overdue.is_none_or(|overdue| overdue.end(permit.generation(), quarter))
             }
             _ => true,
         };
@@ -539,8 +543,8 @@ impl Machine {
         outcome: Outcome,
         now: Option<Timestamp>,
     ) -> Verdict {
-        let lapse = now.and_then(|now| self.lapse(permit.generation, now));
-        self.leases.give_back(slot, permit.generation);
+        let lapse = now.and_then(|now| self.lapse(permit.generation(), now));
+        self.leases.give_back(slot, permit.generation());
         if let Some(lapse) = lapse {
             return Verdict::Trip(lapse);
         }
@@ -548,16 +552,16 @@ impl Machine {
         let failed = |cause| Trip {
             at: now,
             wait: outcome.retry_after(),
-            ..trip(permit.generation, cause)
+            ..trip(permit.generation(), cause)
         };
         match outcome {
             Outcome::Ignored | Outcome::Cancelled => {
-                self.end_probe(permit.generation, false, 1, now)
+                self.end_probe(permit.generation(), false, 1, now)
             }
             Outcome::Success if self.settings.is_slow(ran) => {
                 Verdict::Trip(failed(Cause::ProbeSlow))
             }
-            Outcome::Success => self.end_probe(permit.generation, true, 1, now),
+            Outcome::Success => self.end_probe(permit.generation(), true, 1, now),
             // It stays counted as in flight: the transition that follows ends its generation.
             Outcome::Failure | Outcome::RetryAfter(_) => Verdict::Trip(failed(Cause::ProbeFailed)),
         }

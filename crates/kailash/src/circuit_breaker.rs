@@ -69,7 +69,7 @@ pub(crate) use call::outcome_of;
 use context::{Audience, Context};
 use journal::{Journal, News};
 #[cfg(feature = "tower")]
-use permit::dropped;
+use permit::{dropped, ran};
 
 /// A circuit breaker, shared by its clones.
 ///
@@ -252,11 +252,28 @@ impl CircuitBreaker {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn finish(&self, permit: machine::Permit, outcome: Outcome) -> Option<Duration> {
         let needs_time = self.0.machine.needs_time(&permit);
         let now = needs_time.then(|| self.clock().now());
-        let ran = now.zip(permit.started()).map(|(to, from)| to.since(from));
+        if outcome == Outcome::Success
+            && !self.tells_calls()
+            && self.0.machine.record_good(&permit, now)
+        {
+            return ran(&permit, now);
+        }
+        self.finish_slowly(permit, outcome, now)
+    }
+
+    /// Kept out of `finish`, so that what most calls need is inlined into them.
+    #[inline(never)]
+    fn finish_slowly(
+        &self,
+        permit: machine::Permit,
+        outcome: Outcome,
+        now: Option<Timestamp>,
+    ) -> Option<Duration> {
+        let ran = ran(&permit, now);
         if self.tells_calls() {
             self.tell_end(outcome, ran);
         }

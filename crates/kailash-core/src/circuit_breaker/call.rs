@@ -1,6 +1,6 @@
 //! A call's leave, its end, and what comes of it.
 
-use core::num::NonZeroU32;
+use core::num::{NonZeroU32, NonZeroU64};
 use core::time::Duration;
 
 use super::state::{Cause, State};
@@ -14,8 +14,8 @@ use crate::time::Timestamp;
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a probe that is not given back keeps its slot until its lease lapses"]
 pub struct Permit {
-    pub(super) generation: u32,
-    role: NonZeroU32,
+    /// Generation 32 bits, role 32. One number, so that a permit is passed in registers.
+    key: NonZeroU64,
     /// Nanoseconds; the latest timestamp stands for a call that is not timed.
     started: Timestamp,
 }
@@ -35,6 +35,7 @@ pub(super) enum Role {
 const WATCHED: u32 = 1 << 31;
 
 impl Role {
+    #[inline]
     fn pack(self) -> NonZeroU32 {
         match self {
             Self::Plain => NonZeroU32::MAX,
@@ -49,24 +50,28 @@ impl Permit {
     #[inline]
     pub(super) fn new(generation: u32, role: Role, started: Option<Timestamp>) -> Self {
         Self {
-            generation,
-            role: role.pack(),
+            key: key(generation, role),
             started: started.unwrap_or(Timestamp::NEVER),
         }
     }
 
     #[inline]
+    pub(super) fn generation(&self) -> u32 {
+        (self.key.get() >> 32) as u32
+    }
+
+    #[inline]
     pub(super) fn role(&self) -> Role {
-        match self.role.get() {
+        match self.key.get() as u32 {
             u32::MAX => Role::Plain,
             watched if watched & WATCHED != 0 => Role::Watched((watched & !WATCHED) >> 1),
-            slot => Role::Probe(slot - 1),
+            slot => Role::Probe(slot.wrapping_sub(1)),
         }
     }
 
     #[inline]
     pub(super) fn with_role(mut self, role: Role) -> Self {
-        self.role = role.pack();
+        self.key = key(self.generation(), role);
         self
     }
 
@@ -104,6 +109,11 @@ impl Permit {
     pub fn is_probe(&self) -> bool {
         matches!(self.role(), Role::Probe(_))
     }
+}
+
+#[inline]
+fn key(generation: u32, role: Role) -> NonZeroU64 {
+    NonZeroU64::from(role.pack()) | (u64::from(generation) << 32)
 }
 
 /// How a call ended.

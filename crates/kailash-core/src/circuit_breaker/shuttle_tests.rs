@@ -93,7 +93,7 @@ impl Run {
         }
         if permit.is_probe() {
             self.seen(|seen| {
-                let held = seen.probes.entry(permit.generation).or_default();
+                let held = seen.probes.entry(permit.generation()).or_default();
                 *held += 1;
                 assert!(*held <= PROBES, "{held} probes of one half-open");
             });
@@ -104,7 +104,7 @@ impl Run {
     fn end(&self, permit: Permit, outcome: Outcome) {
         let now = self.now();
         if permit.is_probe() {
-            self.seen(|seen| *seen.probes.get_mut(&permit.generation).unwrap() -= 1);
+            self.seen(|seen| *seen.probes.get_mut(&permit.generation()).unwrap() -= 1);
         }
         let verdict = self.machine.record(permit, outcome, Some(now));
         self.carry_out(verdict, now);
@@ -184,7 +184,7 @@ impl Run {
             return;
         };
         let probes = in_flight.iter().filter(|permit| permit.is_probe());
-        let current = probes.filter(|permit| permit.generation == word.generation);
+        let current = probes.filter(|permit| permit.generation() == word.generation);
         let current = current.count() as u32;
         let due = self.machine.leases.earliest(word.generation);
         let is_lapsing = due.is_some_and(|due| due <= self.now());

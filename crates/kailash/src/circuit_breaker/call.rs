@@ -31,11 +31,12 @@ impl CircuitBreaker {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let permit = self.try_acquire()?.watched()?;
+        let mut permit = self.try_acquire()?;
+        permit.watch()?;
         let result = call().await;
         // A panic in the classifier drops the permit, which counts it as a failure.
         let outcome = classify(&result);
-        permit.record(outcome);
+        permit.end(outcome);
         result.map_err(CallError::Inner)
     }
 
@@ -112,10 +113,11 @@ impl CircuitBreaker {
         classify: impl FnOnce(&Result<T, E>) -> Outcome,
         call: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, CallError<E>> {
-        let permit = self.try_acquire()?.watched()?;
+        let mut permit = self.try_acquire()?;
+        permit.watch()?;
         let result = call();
         let outcome = classify(&result);
-        permit.record(outcome);
+        permit.end(outcome);
         result.map_err(CallError::Inner)
     }
 }

@@ -56,17 +56,29 @@ macro_rules! permit {
             /// When other calls turn out to be overdue, and open the breaker.
             #[inline]
             pub fn watched(mut self) -> Result<Self, Rejected> {
+                self.watch()?;
+                Ok(self)
+            }
+
+            #[inline]
+            pub(super) fn watch(&mut self) -> Result<(), Rejected> {
                 if self.breaker.0.machine.watches()
                     && let Some(permit) = self.inner.take()
                 {
                     self.inner = Some(self.breaker.watch(permit)?);
                 }
-                Ok(self)
+                Ok(())
             }
 
             /// The call ended so. Answers how long it ran, where calls are timed.
             #[inline]
             pub fn record(mut self, outcome: Outcome) -> Option<Duration> {
+                self.end(outcome)
+            }
+
+            /// Where it stands: moving a permit just before its end costs as much as the ticket.
+            #[inline(always)]
+            pub(super) fn end(&mut self, outcome: Outcome) -> Option<Duration> {
                 let permit = self.inner.take()?;
                 self.breaker.finish(permit, outcome)
             }
@@ -104,6 +116,11 @@ impl OwnedPermit {
             None => permit,
         });
     }
+}
+
+#[inline]
+pub(super) fn ran(permit: &machine::Permit, now: Option<Timestamp>) -> Option<Duration> {
+    Some(now?.since(permit.started()?))
 }
 
 #[cold]
