@@ -69,7 +69,8 @@ pub(crate) use call::outcome_of;
 use context::{Audience, Context};
 use journal::{Journal, News};
 #[cfg(feature = "tower")]
-use permit::{dropped, ran};
+use permit::dropped;
+use permit::ran;
 
 /// A circuit breaker, shared by its clones.
 ///
