@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::Utc;
 use kailash::circuit_breaker::{
     CircuitBreaker as Breaker, Config, CreateError, EventKind, Manager, Outcome, OwnedPermit,
-    Rejected, State, WindowKind,
+    Presets, Rejected, State, WindowKind,
 };
 use kailash_core::time::nanos;
 use pyo3::exceptions::PyValueError;
@@ -407,4 +407,17 @@ fn config_to_dict<'py>(py: Python<'py>, config: &Config) -> PyResult<Bound<'py, 
 #[pyfunction]
 pub(crate) fn check_circuit_breaker_config(settings: &Bound<'_, PyAny>) -> PyResult<()> {
     read_config(settings).map(drop)
+}
+
+/// The settings of the presets that come with the library, by name.
+#[pyfunction]
+pub(crate) fn circuit_breaker_presets(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let presets = Presets::new();
+    let dict = PyDict::new(py);
+    for name in presets.names() {
+        let config = presets.resolve(name);
+        let config = config.map_err(|error| PyValueError::new_err(error.to_string()))?;
+        dict.set_item(name, config_to_dict(py, &config)?)?;
+    }
+    Ok(dict)
 }

@@ -25,6 +25,7 @@ mod _native {
     #[pymodule_export]
     use crate::circuit_breaker::{
         CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, check_circuit_breaker_config,
+        circuit_breaker_presets,
     };
     #[pymodule_export]
     use crate::health::{

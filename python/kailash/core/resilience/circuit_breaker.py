@@ -148,9 +148,8 @@ class CircuitBreakerConfig:
 
 _FIELDS = tuple(each.name for each in fields(CircuitBreakerConfig))
 _PRESETS = {
-    "database": CircuitBreakerConfig(failure_threshold=5, recovery_timeout=60.0),
-    "api": CircuitBreakerConfig(failure_threshold=3, recovery_timeout=30.0),
-    "cache": CircuitBreakerConfig(failure_threshold=2, recovery_timeout=15.0),
+    name: CircuitBreakerConfig(**settings)
+    for name, settings in _native.circuit_breaker_presets().items()
 }
 
 
@@ -668,7 +667,7 @@ class CircuitBreakerManager:
         config: CircuitBreakerConfig | None = None,
         pattern: str | None = None,
     ) -> CircuitBreaker:
-        """Like `get_or_create`, with the settings of a pattern: database, api or cache."""
+        """Like `get_or_create`, with the settings of a pattern: database, api, cache or default."""
         if config is None and pattern is not None:
             if pattern not in _PRESETS:
                 raise ConfigError("pattern", pattern, " or ".join(_PRESETS))
