@@ -557,3 +557,35 @@ impl<'t> Reader<'t> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_breaker_does_not_say_is_its_bases() {
+        let text = r#"
+            [breakers.payments]
+            base = "calls"
+            recovery_timeout = "7s"
+            [breakers.calls]
+            base = "api"
+            slow_call_threshold = "off"
+            [breakers.default]
+            half_open_requests = 9
+        "#;
+        let mut reader = Reader::new(Path::new("shop.toml"), text, &[]).unwrap();
+        let breakers = reader.breakers();
+        assert!(reader.document.problems.is_empty());
+        let names: Vec<&str> = breakers.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["payments", "calls"], "the default is no breaker");
+        let expected = circuit_breaker::Config {
+            failure_threshold: 3,
+            recovery_timeout: Duration::from_secs(7),
+            half_open_requests: 9,
+            slow_call_threshold: None,
+            ..circuit_breaker::Config::default()
+        };
+        assert_eq!(breakers[0].1, expected);
+    }
+}
