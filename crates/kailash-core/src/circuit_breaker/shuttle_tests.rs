@@ -18,8 +18,8 @@ const PROBES: u32 = 2;
 
 /// Explores `scenario` under schedules that are even, and under such that let a thread stall long.
 fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
-    shuttle::check_random(scenario.clone(), 3000);
-    shuttle::check_pct(scenario, 3000, 4);
+    shuttle::check_random(scenario.clone(), 8000);
+    shuttle::check_pct(scenario, 8000, 4);
 }
 
 fn config() -> Config {

@@ -12,8 +12,10 @@
 //!
 //! What holds: counts are exact for calls that do not overlap. Of calls that overlap, one that
 //! stalls between its ticket and its bit shows the slot's older bit until it goes on, and after a
-//! whole round of the ring displaces one outcome. Two failures at the same moment in different
-//! words may each miss the other in their own look at the rate; the next failure sees both.
+//! whole round of the ring displaces one outcome. Calls that end at the same moment may each miss
+//! the other in their own look at the rate; the next failure sees them all. A call that stalls
+//! between its look at the window and its ticket while the breaker changes twice takes its ticket
+//! in a window of another generation, where it is one outcome too many.
 
 mod time;
 
