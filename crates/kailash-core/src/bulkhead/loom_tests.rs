@@ -406,6 +406,34 @@ fn loom_under_a_ceiling_every_call_runs_and_never_too_many() {
 }
 
 #[test]
+fn loom_a_call_that_steps_back_strands_nobody() {
+    model(|| {
+        let house = House::new(1, [1, 1]);
+        assert!(house.enter(B).is_none());
+        let others = [
+            {
+                // Holds A's slot for a moment, though the ceiling is reached.
+                let house = Arc::clone(&house);
+                thread::spawn(move || {
+                    if house.try_acquire(A) {
+                        house.run(A, 1);
+                    }
+                })
+            },
+            {
+                let house = Arc::clone(&house);
+                thread::spawn(move || house.call(A, 1))
+            },
+        ];
+        house.run(B, 1);
+        for other in others {
+            other.join().unwrap();
+        }
+        house.assert_whole();
+    });
+}
+
+#[test]
 fn loom_a_waiter_that_leaves_a_ceiling_loses_no_slot() {
     model(|| {
         let house = House::new(1, [1, 1]);
