@@ -17,6 +17,8 @@ use kailash::circuit_breaker::{
     CallError, CircuitBreaker, Config, EventKind, Events, Outcome, Snapshot, State,
 };
 use kailash::clock::{Clock, ManualClock};
+#[cfg(feature = "tower")]
+use tower::{Layer, Service, ServiceExt};
 
 const PROBES: u32 = 2;
 
@@ -288,6 +290,55 @@ const SCENARIOS: &[Scenario] = &[
             async move {
                 let call = outer.call(|| inner.call(|| work(Ok(()))));
                 drop(partition.run(call).await);
+            }
+            .boxed_local()
+        },
+    },
+    Scenario {
+        name: "a call once the breaker is ready",
+        outer: Outcome::Success,
+        inner: None,
+        call: |world| {
+            let outer = world.outer.clone();
+            async move {
+                outer.ready().await;
+                drop(outer.call(|| work(Ok(()))).await);
+            }
+            .boxed_local()
+        },
+    },
+    Scenario {
+        name: "a call with a fallback",
+        outer: Outcome::Failure,
+        inner: Some(Outcome::Success),
+        call: |world| {
+            let (outer, inner) = (world.outer.clone(), world.inner.clone());
+            async move {
+                let fallback = |_| work(Ok(()));
+                let within = || inner.call_or(fallback, || work(Ok(())));
+                let result = outer.call_or(fallback, || async {
+                    within().await?;
+                    Err(())
+                });
+                assert_eq!(result.await, Err(()));
+            }
+            .boxed_local()
+        },
+    },
+    #[cfg(feature = "tower")]
+    Scenario {
+        name: "a service in a layer",
+        outer: Outcome::Success,
+        inner: Some(Outcome::Success),
+        call: |world| {
+            let [outer, inner] = [&world.outer, &world.inner].map(|breaker| {
+                kailash::layer::circuit_breaker::CircuitBreakerLayer::new(breaker.clone())
+            });
+            let service = tower::service_fn(|()| work(Ok(())));
+            let mut service = outer.layer(inner.layer(service));
+            async move {
+                let ready = service.ready().await.unwrap();
+                drop(ready.call(()).await);
             }
             .boxed_local()
         },

@@ -24,14 +24,22 @@
 //! | the smallest windows are wrong | `the_machine_decides_as_a_naive_model_does`, `a window of one call` |
 //! | a threshold is off by one | `the rate waits for the minimum of calls, and a rate that equals the threshold opens`, `five failures in a row open it, four do not` |
 //! | the largest numbers overflow | `extreme_values_are_taken`, `the_largest_settings_hold` |
-//! | a listener deadlocks, delays or breaks a call | `a_listener_may_use_its_breaker`, `a_subscriber_that_does_not_listen_loses_the_oldest_and_is_told`, `test_listeners_hear_each_transition_and_can_harm_no_call` |
-//! | refusals grow memory or a traceback | `a_breaker_allocates_nothing_for_a_success_a_failure_or_a_refusal`, `test_rejections_are_new_exceptions_whose_tracebacks_do_not_grow` |
+//! | a listener deadlocks or delays a call | `a_listener_may_use_its_breaker`, `a_subscriber_that_does_not_listen_loses_the_oldest_and_is_told` |
+//! | refusals grow memory or a traceback | `a_breaker_allocates_nothing_for_a_success_a_failure_or_a_refusal`, `a_million_refusals_take_no_memory`, `test_rejections_are_new_exceptions_whose_tracebacks_do_not_grow` |
 //! | an entry point or a state passes the classifier by | `every_entry_point_classifies_alike`, `every_entry_point_classifies_alike_while_half_open_too` |
 //! | a classifier that panics loses the call | `a_panic_is_a_failure_and_leaks_nothing`, `test_a_classifier_that_raises_is_a_failure_and_leaks_nothing` |
 //! | callers that hang up open a healthy breaker | `callers that hang up early do not trip it`, `a_thousand_callers_that_hang_up_are_no_failure` |
 //! | a dependency that hangs opens nothing, since each caller gives up first | `a_dependency_that_hangs_trips_it_though_every_caller_times_out_outside`, `a dependency that hangs in nearly all calls trips it though a few succeed`, `calls that hang open the breaker before any of them has ended` |
 //! | refusals are tried again and again | `T12: attempts that open the breaker are over with its refusal` |
 //! | a reload loses calls in flight, counts or subscribers | `a_thousand_calls_in_flight_survive_a_reload`, `settings_change_live_and_keep_state_and_counts`, `a_reload_keeps_those_who_listen`, `a_reload_keeps_what_was_counted_before_it_and_at_most_loses_what_ends_meanwhile` |
+//! | transitions are told out of order | `each_transition_is_told_once_and_in_order_whoever_brings_it_about` |
+//! | a listener that panics breaks a call, or the other listeners | `a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners`, `test_listeners_hear_each_transition_and_can_harm_no_call` |
+//! | an option is dropped where settings build on others, or they build on themselves | `a_derived_config_is_its_base_with_every_said_field_laid_over_it`, `a_circle_of_bases_is_an_error_that_names_the_way_round` |
+//! | a registry gives two breakers of one name, or grows without bound | `racing_makers_of_one_name_with_different_settings_agree_on_one`, `keys_that_were_not_asked_for_in_a_while_are_forgotten`, `what_must_not_be_forgotten_is_not_forgotten` |
+//! | one breaker for many hosts: one that is down takes all away | `one_bad_key_of_ten_leaves_the_others_alone` |
+//! | metrics: a series for every reload or key, a count that falls, nothing before the first opening | `a_breaker_is_one_series_from_its_creation_on_however_often_it_is_reconfigured`, `two_hundred_thousand_keys_are_no_more_series_than_allowed`, `a_reset_from_every_state_leaves_zeros_and_no_metric_falls` |
+//! | an open layer waits for the service within, or calls another instance than was made ready | `a_service_that_is_never_ready_stops_no_refusal`, `the_instance_that_was_made_ready_is_the_one_called` |
+//! | a body is cut off with the call's end | `a_call_ends_with_the_head_of_its_response_whatever_becomes_of_the_body` |
 //! | a reset keeps counts | `a reset closes from every state and forgets all counts` |
 //! | a count that never forgets: old successes dilute an outage | `an_outage_after_a_hundred_thousand_successes_opens_it_in_half_a_window`, `only the newest calls count: old successes do not dilute an outage` |
 //! | a count that never forgets: rare failures add up | `failures_far_apart_never_open_it`, `a time window forgets what is older than it` |
