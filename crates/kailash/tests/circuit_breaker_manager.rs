@@ -1,5 +1,7 @@
 //! The registry: settings by name, all breakers at once, and what subscribers hear of them.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -520,6 +522,27 @@ fn a_registrys_subscriber_hears_of_breakers_made_later_and_of_keys() {
     let heard = heard(&mut events).into_iter();
     let names: Vec<String> = heard.map(|event| event.breaker.to_string()).collect();
     assert_eq!(names, ["late", "late", "host/a"]);
+}
+
+#[test]
+fn a_registrys_subscriber_misses_no_breaker_that_is_made_while_he_subscribes() {
+    for _ in 0..500 {
+        let manager = Manager::new();
+        let mut events = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = manager.get_or_create("db", None);
+                let _ = manager.keyed("host", None).map(|hosts| hosts.get("a"));
+            });
+            manager.subscribe()
+        });
+        let hosts = manager.keyed("host", None).unwrap();
+        for breaker in [manager.get("db").unwrap(), hosts.get("a")] {
+            breaker.call_sync(|| Ok::<_, ()>(())).unwrap();
+            let heard = heard(&mut events);
+            assert_eq!(heard.len(), 1);
+            assert_eq!(heard[0].breaker, *breaker.name());
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
