@@ -370,6 +370,8 @@ proptest! {
             prop_assert_eq!(told, expected);
             let ceiling = real.ceiling.occupancy();
             prop_assert_eq!(ceiling.active as usize, model.running.len());
+            let held_up = (0..PARTITIONS).filter(|partition| model.is_held_up(*partition));
+            prop_assert_eq!(ceiling.queued as usize, held_up.count());
             for (partition, (_, slots)) in real.members.iter().enumerate() {
                 let occupancy = slots.occupancy();
                 prop_assert_eq!(occupancy.active as usize, model.active(partition));
