@@ -16,8 +16,10 @@ use axum::http::Response;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, stream};
 use kailash::bulkhead::*;
+use kailash::circuit_breaker::{self, CircuitBreaker, State};
 use kailash::clock::Clock;
-use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService, CallError};
+use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService, CallError, ignoring_refusals};
+use kailash::layer::circuit_breaker::CircuitBreakerLayer;
 use tokio::task::yield_now;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
@@ -402,6 +404,49 @@ async fn a_body_that_fails_or_is_empty_holds_no_slot() {
     let broken = service.ready().await.unwrap().call(false).await.unwrap();
     let mut chunks = Body::new(broken.into_body()).into_data_stream();
     assert!(chunks.next().await.unwrap().is_err());
+    assert_whole(&partition);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_partition_is_neutral_to_a_breaker_around_it_and_keeps_no_probe() {
+    let partition = partition(1, 0);
+    let config = circuit_breaker::Config {
+        failure_threshold: 1,
+        success_threshold: 1,
+        half_open_requests: 1,
+        recovery_timeout: S(10),
+        jitter_enabled: false,
+        ..circuit_breaker::Config::default()
+    };
+    let (clock, hand) = Clock::manual();
+    let breaker = CircuitBreaker::with_clock("b", config, clock).unwrap();
+    let (guarded, _) = guarded(&BulkheadLayer::new(partition.clone()));
+    let layer = CircuitBreakerLayer::with_classifier(breaker.clone(), ignoring_refusals);
+    let mut service = layer.layer(guarded);
+    let mut call = async |work| service.ready().await?.call(work).await;
+    type Refused = circuit_breaker::CallError<CallError<&'static str>>;
+    let is_refused_within = |answer: Result<&str, Refused>| {
+        let full = |error| matches!(error, Refused::Inner(CallError::Full(_)));
+        answer.is_err_and(full)
+    };
+
+    let permit = partition.try_acquire().unwrap();
+    assert!(is_refused_within(call(Work::Succeeds).await));
+    assert_eq!(breaker.state(), State::Closed);
+    drop(permit);
+    assert!(call(Work::Fails).await.is_err());
+    assert_eq!(breaker.state(), State::Open);
+
+    hand.advance(S(10));
+    let permit = partition.try_acquire().unwrap();
+    for _ in 0..3 {
+        // Each is a probe that its partition refuses.
+        assert!(is_refused_within(call(Work::Succeeds).await));
+        assert_eq!(breaker.state(), State::HalfOpen);
+    }
+    drop(permit);
+    assert_eq!(call(Work::Succeeds).await, Ok("done"));
+    assert_eq!(breaker.state(), State::Closed);
     assert_whole(&partition);
 }
 

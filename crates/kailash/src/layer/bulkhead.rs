@@ -32,6 +32,7 @@ use tower_service::Service;
 use crate::bulkhead::{
     Admission, Closed, Full, OwnedPermit, Partition, RunError, TimedOut, Waiting,
 };
+use crate::circuit_breaker::Outcome;
 
 /// Runs the calls of services in the slots of a partition.
 ///
@@ -526,6 +527,34 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
             Self::Closed(closed) => closed.into(),
             Self::Inner(error) => error.into(),
         }
+    }
+}
+
+/// Tells a circuit breaker around a partition how a call ended: a call that got no slot says nothing about
+/// the dependency; a timeout and the call's own error are failures.
+///
+/// ```
+/// use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
+/// use kailash::circuit_breaker::{CircuitBreaker, Config};
+/// use kailash::layer::bulkhead::{BulkheadLayer, ignoring_refusals};
+/// use kailash::layer::circuit_breaker::CircuitBreakerLayer;
+/// use tower::ServiceBuilder;
+///
+/// # fn main() -> Result<(), kailash::ConfigError> {
+/// let breaker = CircuitBreaker::new("database", Config::default())?;
+/// let partition = Partition::new(PartitionConfig::new("database", PartitionType::Database))?;
+/// let stack = ServiceBuilder::new()
+///     .layer(CircuitBreakerLayer::with_classifier(breaker, ignoring_refusals))
+///     .layer(BulkheadLayer::new(partition));
+/// # let _ = stack.service_fn(async |id: u32| Ok::<_, std::io::Error>(id));
+/// # Ok(())
+/// # }
+/// ```
+pub fn ignoring_refusals<T, E>(result: &Result<T, CallError<E>>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Success,
+        Err(CallError::Full(_) | CallError::Closed(_)) => Outcome::Ignored,
+        Err(CallError::TimedOut(_) | CallError::Inner(_)) => Outcome::Failure,
     }
 }
 
