@@ -575,7 +575,9 @@ impl Partition {
     ///
     /// Calls that run go on.
     pub fn close(&self) -> usize {
-        let waiters = self.0.close();
+        let Some(waiters) = self.0.close() else {
+            return 0;
+        };
         let turned_away = waiters.len();
         wake(waiters);
         self.0.tell(EventKind::Closed);
@@ -796,7 +798,9 @@ impl Inner {
     fn refuse(&self, occupancy: Occupancy, reason: Reason) -> Full {
         self.slots.count_refusal();
         let reason = match reason {
-            Reason::Busy | Reason::QueueFull if occupancy.is_closed => Reason::Closed,
+            Reason::Busy | Reason::QueueFull | Reason::Hopeless if occupancy.is_closed => {
+                Reason::Closed
+            }
             Reason::Busy if occupancy.queued == 0 && occupancy.active < occupancy.limit => {
                 Reason::Ceiling
             }

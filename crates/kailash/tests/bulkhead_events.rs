@@ -54,7 +54,7 @@ async fn every_step_of_a_call_is_told_once_and_in_order() {
     assert!(partition.run_with(brief, pending::<()>()).await.is_err());
     partition.reconfigure(config(2, 1)).unwrap();
     partition.reconfigure(config(2, 5)).unwrap();
-    partition.close();
+    assert_eq!((partition.close(), partition.close()), (0, 0));
     let expected = [
         EventKind::Started,
         EventKind::TimedOut,

@@ -204,11 +204,11 @@ impl Inner {
         match &self.line {
             Line::Own(queue) => {
                 let mut queue = lock(queue);
-                if !queue.has_place(priority) {
-                    return Err(NoPlace::QueueFull(slots.occupancy()));
-                }
                 if queue.is_hopeless(slots, now, deadline) {
                     return Err(NoPlace::Hopeless(slots.occupancy()));
+                }
+                if !queue.has_place(priority) {
+                    return Err(NoPlace::QueueFull(slots.occupancy()));
                 }
                 let waiter = Arc::new(Waiter::default());
                 let token = Arc::clone(&waiter);
@@ -217,11 +217,11 @@ impl Inner {
             }
             Line::Under(ceiling, member) => {
                 let mut queues = ceiling.lock();
-                if !queues.has_place(*member, priority) {
-                    return Err(NoPlace::QueueFull(slots.occupancy()));
-                }
                 if queues.is_hopeless(*member, now, deadline) {
                     return Err(NoPlace::Hopeless(slots.occupancy()));
+                }
+                if !queues.has_place(*member, priority) {
+                    return Err(NoPlace::QueueFull(slots.occupancy()));
                 }
                 let waiter = Arc::new(Waiter::default());
                 let token = Arc::clone(&waiter);
@@ -279,19 +279,30 @@ impl Inner {
         }
     }
 
-    /// Admits nobody from now on; those who waited, whose wait is over, are to be woken.
-    pub(super) fn close(&self) -> Vec<Arc<Waiter>> {
+    /// Admits nobody from now on; those who waited, whose wait is over, are to be woken. `None` if the
+    /// partition was closed before.
+    pub(super) fn close(&self) -> Option<Vec<Arc<Waiter>>> {
+        let is_closed = || self.slots.occupancy().is_closed;
         let end = |waiters: Vec<Arc<Waiter>>| {
             for waiter in &waiters {
                 waiter.decide(Verdict::Closed);
             }
-            waiters
+            Some(waiters)
         };
         match &self.line {
-            Line::Own(queue) => end(lock(queue).close(&self.slots)),
+            Line::Own(queue) => {
+                let mut queue = lock(queue);
+                if is_closed() {
+                    return None;
+                }
+                end(queue.close(&self.slots))
+            }
             Line::Under(ceiling, member) => {
                 let now = self.clock.now();
                 ceiling.locked(|queues, decided| {
+                    if is_closed() {
+                        return None;
+                    }
                     end(queues.close(&ceiling.slots, *member, now, decided))
                 })
             }
