@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import gc
 import inspect
 import itertools
 import json
 import pickle
+import pydoc
+import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import tracemalloc
+import types
+import typing
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import suppress
+from typing import Any, cast
 
 import pytest
 from kailash.core.resilience.bulkhead import BulkheadFullError
@@ -33,9 +42,19 @@ def breaker(**settings: Any) -> CircuitBreaker:
     return CircuitBreaker(CircuitBreakerConfig(**settings), name=next(_names))
 
 
+async def half_open(**settings: Any) -> CircuitBreaker:
+    guard = breaker(failure_threshold=1, recovery_timeout=0.01, **settings)
+    guard.record_failure()
+    await until(lambda: guard.state is CircuitState.HALF_OPEN)
+    return guard
+
+
 def counted(guard: CircuitBreaker) -> tuple[int, int]:
     metrics = guard.metrics
     return metrics.successful_calls, metrics.failed_calls
+
+
+_module_breaker = breaker()
 
 
 # ------------------------------------------------------------------ configuration
@@ -189,6 +208,144 @@ async def test_methods_of_each_kind_are_guarded() -> None:
     assert counted(guard) == (4, 0)
 
 
+async def test_methods_bind_in_whatever_order_they_are_decorated() -> None:
+    guard = breaker()
+
+    class Base:
+        @classmethod
+        @guard
+        def kind(cls) -> str:
+            return cls.__name__
+
+        @staticmethod
+        @guard
+        async def twice(n: int) -> int:
+            return 2 * n
+
+        @property
+        @guard
+        def size(self) -> int:
+            return 3
+
+        @guard
+        def own(self) -> object:
+            return self
+
+        added = functools.partialmethod(guard(lambda self, a, b=0: a + b), 1, b=2)
+
+    class Derived(Base):
+        def own(self) -> object:
+            return [super().own()]
+
+    derived = Derived()
+    assert (derived.kind(), Derived.kind(), derived.size) == ("Derived", "Derived", 3)
+    assert await Derived.twice(4) == 8 == await derived.twice(4)
+    assert derived.own() == [derived] and derived.added() == 3
+    bound = derived.kind
+    assert inspect.ismethod(bound) and bound.__self__ is Derived
+    assert inspect.isroutine(Base.own) and Base.own is Base.__dict__["own"]
+    with pytest.raises(TypeError):
+        Base.own()  # type: ignore[call-arg]
+    assert counted(guard) == (7, 1)
+
+
+def test_arguments_arrive_as_they_were_given() -> None:
+    guard = breaker()
+
+    @guard
+    def sync(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    @guard
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    settings = {"b": 2}
+    for call in (sync, lambda *a, **k: asyncio.run(awaited(*a, **k))):
+        assert call() == ((), {})
+        assert call(1, *(2, 3), a=1, **settings) == ((1, 2, 3), {"a": 1, "b": 2})
+        assert functools.partial(call, 1, c=3)(2, d=4) == ((1, 2), {"c": 3, "d": 4})
+    assert list(map(sync, [1, 2])) == [((1,), {}), ((2,), {})]
+
+
+@_module_breaker
+async def fetched(url: str, *, tries: int = 1) -> bytes:
+    """Fetches."""
+    return url.encode() * tries
+
+
+@_module_breaker
+def parsed(text: str) -> int:
+    """Parses."""
+    return int(text)
+
+
+@pytest.mark.parametrize("guarded", [fetched, parsed])
+def test_introspection_sees_the_function_that_was_decorated(guarded: Any) -> None:
+    plain = guarded.__wrapped__
+    assert isinstance(plain, types.FunctionType) and inspect.unwrap(guarded) is plain
+    for name in ("__name__", "__qualname__", "__module__", "__doc__", "__code__", "__globals__"):
+        assert getattr(guarded, name) == getattr(plain, name), name
+    assert inspect.signature(guarded) == inspect.signature(plain)
+    assert typing.get_type_hints(guarded) == typing.get_type_hints(plain)
+    assert inspect.getsource(guarded) == inspect.getsource(plain)
+    assert inspect.iscoroutinefunction(guarded) is inspect.iscoroutinefunction(plain)
+    assert asyncio.iscoroutinefunction(guarded) is inspect.iscoroutinefunction(plain)
+    assert inspect.isroutine(guarded) and inspect.getdoc(guarded) == plain.__doc__
+    assert f"{plain.__name__}(" in pydoc.plain(pydoc.render_doc(guarded))
+    assert plain.__name__ in repr(guarded)
+    assert pickle.loads(pickle.dumps(guarded)) is guarded
+    assert copy.copy(guarded) is guarded is copy.deepcopy(guarded)
+    assert weakref.ref(guarded)() is guarded and hash(guarded) == hash(guarded)
+    assert functools.wraps(guarded)(lambda: None).__doc__ == plain.__doc__
+    guarded.tag = "x"
+    assert guarded.tag == "x" and not hasattr(plain, "tag")
+    with pytest.raises(AttributeError):
+        guarded.no_such_attribute
+    with pytest.raises(TypeError):
+        type(guarded)()
+
+
+def test_a_cache_can_lie_on_top() -> None:
+    calls = []
+
+    @functools.cache
+    @breaker()
+    def load(key: str) -> str:
+        calls.append(key)
+        return key
+
+    assert [load("a"), load("a"), load("b")] == ["a", "a", "b"] and calls == ["a", "b"]
+
+
+async def test_a_call_in_flight_looks_like_the_coroutine_that_it_is() -> None:
+    guard = breaker()
+    release = asyncio.Event()
+
+    @guard
+    async def waits() -> str:
+        await release.wait()
+        return "done"
+
+    call: Any = waits()
+    assert isinstance(call, Coroutine) and inspect.iscoroutine(call) and asyncio.iscoroutine(call)
+    assert inspect.isawaitable(call) and call.__qualname__ == waits.__qualname__
+    assert "waits" in repr(call) and call.cr_code is waits.__wrapped__.__code__
+    assert inspect.getcoroutinestate(call) == inspect.CORO_CREATED
+    task = asyncio.ensure_future(call)
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(call) == inspect.CORO_SUSPENDED and call.cr_await is not None
+    assert [frame.f_code.co_name for frame in task.get_stack()] == ["waits"]
+    assert "waits" in repr(task)
+    release.set()
+    assert await task == "done"
+    assert inspect.getcoroutinestate(call) == inspect.CORO_CLOSED and call.cr_await is None
+    with pytest.raises(RuntimeError, match="already awaited"):
+        await call
+    with pytest.raises(AttributeError):
+        call.no_such_attribute
+
+
 async def test_an_async_callable_is_awaited() -> None:
     guard = breaker()
 
@@ -197,9 +354,35 @@ async def test_an_async_callable_is_awaited() -> None:
             raise ConnectionError(n)
 
     guarded = guard(Fetch())
+    assert inspect.iscoroutinefunction(guarded) and guarded.__wrapped__.__class__ is Fetch
     with pytest.raises(ConnectionError):
         await guarded(1)
     assert counted(guard) == (0, 1)
+    with pytest.raises(ConnectionError):
+        await guard(functools.partial(Fetch().__call__, 1))()
+    assert counted(guard) == (0, 2)
+
+
+async def test_guards_can_lie_on_guards() -> None:
+    outer, inner = breaker(), breaker()
+
+    @outer
+    @inner
+    async def call(n: int) -> int:
+        await asyncio.sleep(0)
+        if n < 0:
+            raise ConnectionError
+        return n
+
+    assert inspect.iscoroutinefunction(call) and await call(1) == 1
+    with pytest.raises(ConnectionError):
+        await call(-1)
+    task = asyncio.ensure_future(call(1))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert counted(outer) == (1, 1) == counted(inner)
 
 
 def test_only_functions_can_be_guarded() -> None:
@@ -250,7 +433,58 @@ def test_rejections_are_new_exceptions_whose_tracebacks_do_not_grow() -> None:
             while trace is not None:
                 depth, trace = depth + 1, trace.tb_next
             depths.add(depth)
-    assert len(set(map(id, seen))) == 50 and depths == {2}
+    assert len(set(map(id, seen))) == 50 and depths == {1}
+
+
+def test_a_hundred_thousand_rejections_take_no_memory() -> None:
+    guard = breaker(failure_threshold=1)
+    guard.record_failure()
+
+    @guard
+    def sync() -> None:
+        raise AssertionError("never called")
+
+    @guard
+    async def awaited() -> None:
+        raise AssertionError("never called")
+
+    async def refuse(times: int) -> int:
+        for _ in range(times):
+            with suppress(CircuitBreakerError):
+                sync()
+            with suppress(CircuitBreakerError):
+                await awaited()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    async def grown() -> int:
+        before = await refuse(100)
+        return await refuse(50_000) - before
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(grown()) < 10_000
+    finally:
+        tracemalloc.stop()
+    assert guard.metrics.rejected_calls == 100_200
+    assert not any(isinstance(each, CircuitBreakerError) for each in gc.get_objects())
+
+
+def test_a_refusal_has_what_was_being_handled_as_its_context() -> None:
+    guard = breaker(failure_threshold=1)
+    guard.record_failure()
+    with pytest.raises(CircuitBreakerError) as caught:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            guard(lambda: None)()
+    assert isinstance(caught.value.__context__, KeyError)
+
+
+def test_a_refusal_that_someone_else_made_is_read_as_it_was_written() -> None:
+    made = CircuitBreakerError("the cache is closed for today")
+    assert str(made) == "the cache is closed for today"
+    assert (made.name, made.state, made.retry_after) == ("", CircuitState.OPEN, None)
 
 
 async def test_an_awaitable_from_a_sync_function_is_judged_at_its_end() -> None:
@@ -302,6 +536,188 @@ async def test_an_awaitable_context_manager_stays_one() -> None:
         assert response == "response"
     assert left == [True] and get().url == "http://x"
     assert guard.metrics.successful_calls == 2
+
+
+async def test_a_call_that_is_never_awaited_takes_no_permit() -> None:
+    guard = await half_open(half_open_requests=1, success_threshold=2)
+
+    @guard
+    async def call() -> int:
+        return 1
+
+    with pytest.warns(RuntimeWarning, match="'.*call' was never awaited"):
+        call()
+        gc.collect()
+    closed = call()
+    closed.close()
+    thrown: Any = call()
+    with pytest.raises(KeyError):
+        thrown.throw(KeyError("before it began"))
+    waiting = call()
+    assert guard.metrics.consecutive_successes == 0 and await call() == 1 == await waiting
+    assert guard.state is CircuitState.CLOSED
+
+
+async def test_a_call_that_is_dropped_unfinished_is_cancelled_and_cleans_up() -> None:
+    guard, left = await half_open(half_open_requests=1), []
+
+    @guard
+    async def call() -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            left.append(True)
+
+    for end in ("drop", "close", "throw"):
+        flying: Any = call()
+        flying.send(None)
+        with pytest.raises(CircuitBreakerError):
+            await call()
+        if end == "close":
+            flying.close()
+        elif end == "throw":
+            with pytest.raises(GeneratorExit):
+                flying.throw(GeneratorExit)
+        del flying
+        gc.collect()
+        assert left.pop() and guard.state is CircuitState.HALF_OPEN
+    await call()
+    assert guard.metrics.consecutive_successes == 1
+
+
+async def test_a_call_obeys_the_protocol_of_coroutines() -> None:
+    guard = breaker()
+
+    @types.coroutine
+    def ask(question: str) -> Any:
+        return (yield question)
+
+    @guard
+    async def talk() -> Any:
+        first = await ask("first")
+        try:
+            await ask("second")
+        except KeyError:
+            return (first, "caught")
+
+    call: Any = talk()
+    with pytest.raises(TypeError, match="just-started"):
+        call.send("too early")
+    assert call.send(None) == "first" and call.send("answer") == "second"
+    with pytest.raises(StopIteration) as end:
+        call.throw(KeyError())
+    assert end.value.value == ("answer", "caught") and counted(guard) == (1, 0)
+    with pytest.raises(RuntimeError, match="already awaited"):
+        call.send(None)
+    assert call.close() is None
+
+    @guard
+    async def refuses_to_end() -> None:
+        try:
+            await ask("anything")
+        except GeneratorExit:
+            await ask("more")
+
+    call = refuses_to_end()
+    call.send(None)
+    with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
+        call.close()
+    assert counted(guard) == (1, 1)
+
+    @guard
+    async def sends_to_itself() -> None:
+        own.send(None)
+
+    own: Any = sends_to_itself()
+    with pytest.raises(ValueError, match="already executing"):
+        own.send(None)
+    # Results that an exception could be mistaken for, and the one that says nothing.
+    for result in (None, (1, 2), ValueError("a value"), StopIteration(3)):
+
+        @guard
+        async def gives() -> Any:
+            return result
+
+        assert await gives() is result
+        with pytest.raises(StopIteration) as end:
+            gives().send(None)  # type: ignore[attr-defined]
+        assert end.value.value is result
+        with pytest.raises(StopIteration) as end:
+            next(gives().__await__())
+        assert end.value.value is result
+
+
+def each_way_through(
+    guard: CircuitBreaker, work: Callable[[], Coroutine[Any, Any, int]]
+) -> list[Callable[[], Coroutine[Any, Any, int]]]:
+    @guard
+    async def decorated() -> int:
+        return await work()
+
+    @guard
+    def gives_coroutine() -> Any:
+        return work()
+
+    @guard
+    def gives_task() -> Any:
+        return asyncio.ensure_future(work())
+
+    @guard
+    async def items() -> AsyncIterator[int]:
+        yield await work()
+
+    async def through_coroutine() -> int:
+        return cast(int, await gives_coroutine())
+
+    async def through_task() -> int:
+        return cast(int, await gives_task())
+
+    async def through_generator() -> int:
+        return [n async for n in items()][0]
+
+    async def through_block() -> int:
+        async with guard:
+            return await work()
+
+    return [decorated, through_coroutine, through_task, through_generator, through_block]
+
+
+@pytest.mark.parametrize("way", range(5))
+@pytest.mark.parametrize("steps", range(1, 7))
+@pytest.mark.parametrize("probing", [False, True])
+async def test_a_task_can_be_cancelled_at_every_await(way: int, steps: int, probing: bool) -> None:
+    if probing:
+        guard = await half_open(half_open_requests=1, success_threshold=1)
+    else:
+        guard = breaker(failure_threshold=1)
+    before, state = guard.metrics.total_calls, guard.state
+    begun, cleaned = [], []
+
+    async def work() -> int:
+        begun.append(True)
+        try:
+            for _ in range(5):
+                await asyncio.sleep(0)
+        finally:
+            cleaned.append(True)
+            await asyncio.sleep(0)
+        return 1
+
+    call = each_way_through(guard, work)[way]
+    task = asyncio.ensure_future(call())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    if probing:
+        with pytest.raises(CircuitBreakerError):
+            await call()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned == begun
+    assert (guard.metrics.total_calls, guard.state) == (before, state)
+    # The slot is back.
+    assert await call() == 1
+    assert guard.metrics.total_calls == before + 1 and guard.state is CircuitState.CLOSED
 
 
 async def test_call_runs_a_function_once() -> None:
@@ -512,6 +928,176 @@ def test_a_classifier_that_raises_is_a_failure_and_leaks_nothing() -> None:
     with pytest.raises(ZeroDivisionError):
         guard(lambda: 1)()
     assert guard.state is CircuitState.OPEN
+
+
+def test_a_classifier_runs_as_the_handler_of_the_exception() -> None:
+    seen: list[object] = []
+
+    def asks(outcome: object) -> bool:
+        seen.append(sys.exc_info()[1])
+        if isinstance(outcome, ValueError):
+            raise ZeroDivisionError
+        return isinstance(outcome, Exception)
+
+    guard = breaker(is_failure=asks)
+    error = KeyError()
+
+    @guard
+    def fails(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(KeyError) as caught:
+        fails(error)
+    assert caught.value is error and seen == [error]
+    with pytest.raises(ZeroDivisionError) as raised:
+        fails(ValueError())
+    assert isinstance(raised.value.__context__, ValueError)
+    assert guard(lambda: 1)() == 1 and seen[2:] == [None]
+    assert counted(guard) == (1, 2)
+
+
+async def test_a_classifier_judges_async_calls_too() -> None:
+    def broken(outcome: object) -> bool:
+        if outcome == "broken":
+            raise ZeroDivisionError
+        return outcome == "failure"
+
+    guard = breaker(is_failure=broken)
+
+    @guard
+    async def gives(outcome: str) -> str:
+        await asyncio.sleep(0)
+        return outcome
+
+    assert (await gives("success"), await gives("failure")) == ("success", "failure")
+    with pytest.raises(ZeroDivisionError):
+        await gives("broken")
+    assert counted(guard) == (1, 2)
+
+
+def test_an_exception_class_may_say_itself_what_it_excludes() -> None:
+    class Asked(type):
+        def __instancecheck__(cls, error: object) -> bool:
+            return "neutral" in str(error)
+
+    class Neutral(Exception, metaclass=Asked):
+        pass
+
+    guard = breaker(excluded_exceptions=[Neutral])
+
+    @guard
+    def fails(text: str) -> None:
+        raise ConnectionError(text)
+
+    for text in ("neutral", "bad"):
+        with pytest.raises(ConnectionError):
+            fails(text)
+    assert counted(guard) == (0, 1)
+
+
+def test_what_was_decorated_before_a_reconfiguration_obeys_it() -> None:
+    guard = breaker()
+
+    @guard
+    def fails() -> None:
+        raise ConnectionError
+
+    def fail() -> tuple[int, int]:
+        with pytest.raises(ConnectionError):
+            fails()
+        return counted(guard)
+
+    assert fail() == (0, 1)
+    guard.reconfigure(excluded_exceptions=[OSError])
+    assert fail() == (0, 1)
+    guard.reconfigure(excluded_exceptions=[], is_failure=lambda outcome: False)
+    assert fail() == (1, 1)
+    guard.reconfigure(is_failure=None)
+    assert fail() == (1, 2)
+
+
+def test_a_breaker_that_nobody_uses_is_collected_with_all_that_it_knew() -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.breaker = breaker(is_failure=self.is_bad)
+            self.call = self.breaker(self.fetch)
+            self.stream = self.breaker(self.rows)()
+            next(self.stream)
+
+        def is_bad(self, outcome: object) -> bool:
+            return False
+
+        async def fetch(self) -> None:
+            await asyncio.sleep(0)
+
+        def rows(self) -> Iterator[int]:
+            yield 1
+
+    client = Client()
+    client.flying = client.call()  # type: ignore[attr-defined]
+    client.flying.send(None)  # type: ignore[attr-defined]
+    parts = [weakref.ref(client), weakref.ref(client.breaker), weakref.ref(client.call)]
+    del client
+    gc.collect()
+    assert [part() for part in parts] == [None, None, None]
+
+
+async def test_no_way_that_a_call_can_end_leaks_a_reference() -> None:
+    class Outcome:
+        """What is counted: whatever a call could have kept keeps one of these."""
+
+    outcome, error = Outcome(), ConnectionError()
+    guard = breaker(failure_threshold=1_000_000, error_rate_threshold=None)
+    shut = breaker()
+    shut.force_open()
+
+    async def later(fails: bool, outcome: Outcome) -> Outcome:
+        await asyncio.sleep(0)
+        if fails:
+            raise error.with_traceback(None)
+        return outcome
+
+    def now(fails: bool, outcome: Outcome) -> Outcome:
+        if fails:
+            raise error.with_traceback(None)
+        return outcome
+
+    async def awaited(fails: bool, given: Outcome) -> None:
+        with suppress(ConnectionError, CircuitBreakerError):
+            await later_guarded(fails, outcome=given)
+
+    async def one_round() -> None:
+        for fails in (False, True):
+            with suppress(ConnectionError, CircuitBreakerError):
+                now_guarded(fails, outcome=outcome)
+            await awaited(fails, outcome)
+            for end in ("drop", "close", "throw", "cancel"):
+                task = asyncio.ensure_future(awaited(fails, outcome))
+                await asyncio.sleep(0)
+                if end == "cancel":
+                    task.cancel()
+                await asyncio.wait([task])
+                flying: Any = later_guarded(fails, outcome)
+                with suppress(CircuitBreakerError):
+                    flying.send(None)
+                if end == "close":
+                    flying.close()
+                elif end == "throw":
+                    with suppress(KeyError, RuntimeError):
+                        flying.throw(KeyError())
+                del flying
+        error.with_traceback(None).__context__ = None
+        gc.collect()
+
+    for by in (guard, shut):
+        now_guarded, later_guarded = by(now), by(later)
+        kept = (outcome, now_guarded, later_guarded, by, by._native, now, later)
+        for _ in range(3):
+            await one_round()
+        before = [sys.getrefcount(each) for each in kept]
+        for _ in range(50):
+            await one_round()
+        assert [sys.getrefcount(each) for each in kept] == before
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -801,3 +1387,32 @@ def test_any_number_of_threads_and_loops_share_a_breaker() -> None:
     for thread in threads:
         thread.join()
     assert counted(guard) == (7200, 800)
+
+
+async def test_threads_that_call_at_once_share_the_slots_of_a_half_open_breaker() -> None:
+    guard = await half_open(half_open_requests=3, success_threshold=3)
+    inside, release = threading.Semaphore(0), threading.Event()
+    ends: list[object] = []
+
+    @guard
+    def probe() -> str:
+        inside.release()
+        release.wait(30)
+        return "passed"
+
+    def call() -> None:
+        try:
+            ends.append(probe())
+        except CircuitBreakerError as error:
+            ends.append(error.state)
+
+    threads = [threading.Thread(target=call) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    await until(lambda: len(ends) == 17)
+    assert ends == [CircuitState.HALF_OPEN] * 17
+    assert all(inside.acquire(timeout=30) for _ in range(3))
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert ends[17:] == ["passed"] * 3 and guard.state is CircuitState.CLOSED

@@ -1,22 +1,28 @@
-//! Circuit breakers for Python: two calls around each guarded call, both of them short and sync.
+//! Circuit breakers for Python: they admit a call before it starts and judge how it ended.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod guarded;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use chrono::Utc;
 use kailash::circuit_breaker::{
-    CircuitBreaker as Breaker, Config, CreateError, EventKind, Manager, Outcome, OwnedPermit,
-    Presets, Rejected, State, WindowKind,
+    Cause, CircuitBreaker as Breaker, Config, CreateError, EventKind, Manager, Outcome,
+    OwnedPermit, Permit, Presets, Rejected, State, WindowKind,
 };
 use kailash_core::time::nanos;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyType};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
+use pyo3::{PyTraverseError, PyVisit, ffi, intern};
 
 use crate::config::{self, Settings};
 use crate::runtime::{self, Carried, ManualClock, deliver};
+
+pub(crate) use guarded::{add_types, guard};
 
 /// Circuit breakers by name.
 #[pyclass(frozen, module = "kailash._native")]
@@ -66,18 +72,119 @@ struct Durations {
     nanos: AtomicU64,
 }
 
+/// What counts as a failure: only Python can look at its errors and results.
+#[derive(Default)]
+struct Judge {
+    /// Exceptions that say nothing about the dependency.
+    neutral: Option<Py<PyTuple>>,
+    /// Whether the class of an exception alone tells if it is neutral: no metaclass has a say.
+    goes_by_class: bool,
+    is_failure: Option<Py<PyAny>>,
+}
+
 /// One circuit breaker.
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct CircuitBreaker {
     breaker: Breaker,
-    durations: Arc<Durations>,
+    durations: Durations,
+    judge: ArcSwap<Judge>,
+    /// Whether the judge looks at results too, so that most calls need not load it.
+    judges_results: AtomicBool,
+}
+
+impl Durations {
+    #[inline]
+    fn add(&self, ran: Duration) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(nanos(ran), Ordering::Relaxed);
+    }
 }
 
 impl CircuitBreaker {
     fn over(breaker: Breaker) -> Self {
         Self {
             breaker,
-            durations: Arc::default(),
+            durations: Durations::default(),
+            judge: ArcSwap::default(),
+            judges_results: AtomicBool::new(false),
+        }
+    }
+
+    /// Records how an admitted call ended, `generation` being that of the process that took the
+    /// permit: one taken before a fork belongs to the parent.
+    #[inline]
+    fn record(&self, permit: Permit<'_>, generation: u64, outcome: Outcome) {
+        if generation != runtime::generation() {
+            std::mem::forget(permit);
+        } else if let Some(ran) = permit.record(outcome) {
+            self.durations.add(ran);
+        }
+    }
+
+    /// How a call ended that returned, and what the judge raised, which makes it a failure.
+    #[inline]
+    fn judge_result(&self, result: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
+        if self.judges_results.load(Ordering::Acquire) {
+            self.ask(result)
+        } else {
+            (Outcome::Success, Ok(()))
+        }
+    }
+
+    /// How a call ended that raised, where the exception's class alone tells: `is` whether it is of
+    /// one of these classes.
+    #[inline]
+    fn judge_class(
+        &self,
+        is_exception: bool,
+        is: impl FnOnce(*mut ffi::PyObject) -> bool,
+    ) -> Option<Outcome> {
+        if !is_exception {
+            return Some(Outcome::Cancelled);
+        }
+        let judge = self.judge.load();
+        let neutral = judge.neutral.as_ref()?;
+        if !judge.goes_by_class || judge.is_failure.is_some() {
+            return None;
+        }
+        let is_neutral = is(neutral.as_ptr());
+        Some(if is_neutral {
+            Outcome::Ignored
+        } else {
+            Outcome::Failure
+        })
+    }
+
+    /// How a call ended that raised, and what the judge raised in its turn.
+    fn judge_error(&self, error: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
+        if !error.is_instance_of::<PyException>() {
+            return (Outcome::Cancelled, Ok(()));
+        }
+        let judge = self.judge.load_full();
+        if let Some(neutral) = &judge.neutral {
+            match error.is_instance(neutral.bind(error.py())) {
+                Ok(true) => return (Outcome::Ignored, Ok(())),
+                Ok(false) => {}
+                Err(raised) => return (Outcome::Failure, Err(raised)),
+            }
+        }
+        match judge.is_failure {
+            None => (Outcome::Failure, Ok(())),
+            Some(_) => guarded::handling(error, || self.ask(error)),
+        }
+    }
+
+    #[cold]
+    fn ask(&self, outcome: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
+        let judge = self.judge.load_full();
+        let Some(is_failure) = &judge.is_failure else {
+            return (Outcome::Success, Ok(()));
+        };
+        let answer = is_failure.bind(outcome.py()).call1((outcome,));
+        match answer.and_then(|answer| answer.is_truthy()) {
+            Ok(false) => (Outcome::Success, Ok(())),
+            Ok(true) => (Outcome::Failure, Ok(())),
+            Err(raised) => (Outcome::Failure, Err(raised)),
         }
     }
 }
@@ -92,6 +199,28 @@ impl CircuitBreaker {
         breaker
             .map(Self::over)
             .map_err(|error| config::raise(settings.py(), &error, None))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let judge = self.judge.load();
+        visit.call(&judge.neutral)?;
+        visit.call(&judge.is_failure)
+    }
+
+    fn __clear__(&self) {
+        self.judge.store(Arc::default());
+    }
+
+    /// Exceptions of these classes are neutral; `is_failure` is asked about all others and results.
+    fn judge_by(&self, neutral: &Bound<'_, PyTuple>, is_failure: Option<Py<PyAny>>) {
+        let judges_results = is_failure.is_some();
+        let plain = neutral.py().get_type::<PyType>();
+        self.judge.store(Arc::new(Judge {
+            neutral: Some(neutral.clone().unbind()),
+            goes_by_class: neutral.iter().all(|class| class.get_type().is(&plain)),
+            is_failure,
+        }));
+        self.judges_results.store(judges_results, Ordering::Release);
     }
 
     #[getter]
@@ -110,14 +239,14 @@ impl CircuitBreaker {
     }
 
     /// Leave to make one call; raises CircuitBreakerError if there is none.
-    fn acquire(&self, py: Python<'_>) -> PyResult<CircuitBreakerPermit> {
-        match self.breaker.try_acquire_owned() {
+    fn acquire(slf: &Bound<'_, Self>) -> PyResult<CircuitBreakerPermit> {
+        match slf.get().breaker.try_acquire_owned() {
             Ok(permit) => Ok(CircuitBreakerPermit {
                 permit: Mutex::new(Some(permit)),
-                durations: Arc::clone(&self.durations),
+                breaker: slf.clone().unbind(),
                 generation: runtime::generation(),
             }),
-            Err(rejected) => Err(raise_rejected(py, &rejected)),
+            Err(rejected) => Err(raise_rejected(slf.py(), &rejected)),
         }
     }
 
@@ -237,7 +366,7 @@ impl CircuitBreaker {
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct CircuitBreakerPermit {
     permit: Mutex<Option<OwnedPermit>>,
-    durations: Arc<Durations>,
+    breaker: Py<CircuitBreaker>,
     generation: u64,
 }
 
@@ -246,28 +375,25 @@ impl CircuitBreakerPermit {
         self.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[inline]
     fn record(&self, outcome: Outcome) {
         let Some(permit) = self.held().take() else {
             return;
         };
         if self.generation != runtime::generation() {
-            // Taken before a fork: the verdict belongs to the parent.
             std::mem::forget(permit);
-            return;
-        }
-        if let Some(ran) = permit.record(outcome) {
-            self.durations.calls.fetch_add(1, Ordering::Relaxed);
-            self.durations
-                .nanos
-                .fetch_add(nanos(ran), Ordering::Relaxed);
+        } else if let Some(ran) = permit.record(outcome) {
+            self.breaker.get().durations.add(ran);
         }
     }
 }
 
 #[pymethods]
 impl CircuitBreakerPermit {
-    /// The call succeeded.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.breaker)
+    }
+
+    /// The call succeeded, whatever it returned.
     fn success(&self) {
         self.record(Outcome::Success);
     }
@@ -281,6 +407,20 @@ impl CircuitBreakerPermit {
         };
         self.record(outcome);
         Ok(())
+    }
+
+    /// The call returned this.
+    fn succeed(&self, result: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (outcome, judged) = self.breaker.get().judge_result(result);
+        self.record(outcome);
+        judged
+    }
+
+    /// The call raised this.
+    fn fail(&self, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (outcome, judged) = self.breaker.get().judge_error(error);
+        self.record(outcome);
+        judged
     }
 
     /// The call says nothing about the dependency.
@@ -314,23 +454,63 @@ impl Drop for CircuitBreakerPermit {
     }
 }
 
-pub(crate) fn raise_rejected(py: Python<'_>, rejected: &Rejected) -> PyErr {
+/// A refusal as an exception: its parts are the arguments, its message is made when it is asked for.
+pub(crate) fn rejection<'py>(py: Python<'py>, rejected: &Rejected) -> PyResult<Bound<'py, PyAny>> {
     static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static CAUSES: PyOnceLock<[Py<PyString>; Cause::ALL.len()]> = PyOnceLock::new();
     let class = CLASS.import(
         py,
         "kailash.core.resilience.circuit_breaker",
         "CircuitBreakerError",
-    );
-    let parts = (
-        rejected.to_string(),
+    )?;
+    let causes = CAUSES.get_or_init(py, || {
+        Cause::ALL.map(|cause| PyString::intern(py, cause.as_str()).unbind())
+    });
+    let state = match rejected.state {
+        State::HalfOpen => intern!(py, "half_open"),
+        _ => intern!(py, "open"),
+    };
+    let cause = causes.iter().zip(Cause::ALL);
+    let cause = cause
+        .into_iter()
+        .find(|(_, known)| *known == rejected.cause);
+    class.call1((
         &*rejected.name,
-        rejected.state.as_str(),
+        state,
         rejected.retry_after.map(|wait| wait.as_secs_f64()),
-        rejected.cause.as_str(),
+        cause.map(|(name, _)| name.bind(py)),
         rejected.forced,
-    );
-    let exception = class.and_then(|class| class.call1(parts));
-    exception.map_or_else(|failed| failed, PyErr::from_value)
+    ))
+}
+
+pub(crate) fn raise_rejected(py: Python<'_>, rejected: &Rejected) -> PyErr {
+    rejection(py, rejected).map_or_else(|failed| failed, PyErr::from_value)
+}
+
+/// The refusal that a `CircuitBreakerError` tells of.
+pub(crate) fn read_rejected(error: &Bound<'_, PyAny>) -> PyResult<Rejected> {
+    let state: String = error.getattr("state")?.getattr("value")?.extract()?;
+    let cause: Option<String> = error.getattr("cause")?.extract()?;
+    let retry_after: Option<f64> = error.getattr("retry_after")?.extract()?;
+    Ok(Rejected {
+        name: error.getattr("name")?.extract::<String>()?.into(),
+        state: match state.as_str() {
+            "half_open" => State::HalfOpen,
+            _ => State::Open,
+        },
+        forced: error.getattr("forced")?.extract()?,
+        retry_after: retry_after.and_then(|wait| Duration::try_from_secs_f64(wait).ok()),
+        cause: Cause::ALL
+            .into_iter()
+            .find(|known| Some(known.as_str()) == cause.as_deref())
+            .unwrap_or(Cause::Told),
+    })
+}
+
+/// What a `CircuitBreakerError` says.
+#[pyfunction]
+pub(crate) fn rejection_message(error: &Bound<'_, PyAny>) -> PyResult<String> {
+    read_rejected(error).map(|rejected| rejected.to_string())
 }
 
 fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<Config> {

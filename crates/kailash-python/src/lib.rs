@@ -25,7 +25,7 @@ mod _native {
     #[pymodule_export]
     use crate::circuit_breaker::{
         CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, check_circuit_breaker_config,
-        circuit_breaker_presets,
+        circuit_breaker_presets, guard, rejection_message,
     };
     #[pymodule_export]
     use crate::health::{
@@ -44,6 +44,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::circuit_breaker::add_types(module)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

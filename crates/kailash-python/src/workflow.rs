@@ -8,7 +8,6 @@ use arc_swap::ArcSwapOption;
 use bigdecimal::BigDecimal;
 use chrono::{DateTime, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime};
 use kailash::bulkhead::{self, Full, OwnedPermit, Partition, Reason};
-use kailash::circuit_breaker::{Cause, Rejected, State};
 use kailash_workflow::{
     ConfigProblem, Inputs, LocalRuntime, Map, Node, NodeError, NodeResult, PlanError, PlannedNode,
     Policies, Ports, Registry, Run, Value, Workflow, WorkflowBuilder,
@@ -24,7 +23,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::bulkhead::{BulkheadManager, BulkheadPartition, raise_full};
-use crate::circuit_breaker::{CircuitBreakerManager, raise_rejected};
+use crate::circuit_breaker::{CircuitBreakerManager, raise_rejected, read_rejected};
 use crate::runtime::{self, Carried, deliver, promise, wait};
 
 /// The built-in types with their connections, of this process.
@@ -551,29 +550,9 @@ impl NodeJob {
 
 fn error_from_python(error: &Bound<'_, PyAny>, name: &str) -> PyResult<NodeError> {
     let message = kailash::redact::redact(&error.str()?.to_string()).into_owned();
-    let seconds = |name: &str| -> PyResult<Option<std::time::Duration>> {
-        let seconds: Option<f64> = error.getattr(name)?.extract()?;
-        Ok(seconds.and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok()))
-    };
     Ok(match name {
         // Refusals keep their kind: they are neutral to a breaker, and not tried again.
-        "CircuitBreakerError" => {
-            let cause: Option<String> = error.getattr("cause")?.extract()?;
-            let state: String = error.getattr("state")?.getattr("value")?.extract()?;
-            NodeError::Rejected(Rejected {
-                name: error.getattr("name")?.extract::<String>()?.into(),
-                state: match state.as_str() {
-                    "half_open" => State::HalfOpen,
-                    _ => State::Open,
-                },
-                forced: error.getattr("forced")?.extract()?,
-                retry_after: seconds("retry_after")?,
-                cause: Cause::ALL
-                    .into_iter()
-                    .find(|known| Some(known.as_str()) == cause.as_deref())
-                    .unwrap_or(Cause::Told),
-            })
-        }
+        "CircuitBreakerError" => NodeError::Rejected(read_rejected(error)?),
         "BulkheadFullError" => {
             let reason: String = error.getattr("reason")?.extract()?;
             NodeError::Full(Full {

@@ -97,6 +97,17 @@ macro_rules! permit {
 
 permit!(Permit<'_>, OwnedPermit);
 
+impl Permit<'_> {
+    /// The same leave, as a permit that borrows nothing.
+    pub fn into_owned(mut self) -> OwnedPermit {
+        OwnedPermit {
+            breaker: self.breaker.clone(),
+            inner: self.inner.take(),
+            paused: None,
+        }
+    }
+}
+
 impl OwnedPermit {
     /// Stops the call's clock, for work that goes on in pieces: what passes until
     /// [`OwnedPermit::resume`] makes the call neither slow nor long. A probe's lease goes on.

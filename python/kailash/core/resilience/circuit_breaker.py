@@ -15,7 +15,7 @@ from collections.abc import (
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 from weakref import WeakSet
 
@@ -61,38 +61,42 @@ _STATES = {state.value: state for state in CircuitState}
 class CircuitBreakerError(RejectionError):
     """A circuit breaker refused a call."""
 
-    # The parts are the exception's arguments, so that raising one runs no Python.
+    # Its parts are its arguments: name, state, retry_after, cause, forced. Raising one runs no
+    # Python, and its message is made only for who reads it.
 
     def __str__(self) -> str:
-        return str(self._part(0, ""))
+        return _native.rejection_message(self) if self._is_whole() else super().__str__()
 
     @property
     def name(self) -> str:
         """The breaker's name."""
-        return str(self._part(1, ""))
+        return str(self._part(0, ""))
 
     @property
     def state(self) -> CircuitState:
         """OPEN, or HALF_OPEN when all probes are in flight."""
-        return _STATES[self._part(2, "open")]
+        return _STATES[self._part(1, "open")]
 
     @property
     def retry_after(self) -> float | None:
         """Seconds until a call is worth trying; None where only another event decides."""
-        return cast("float | None", self._part(3, None))
+        return cast("float | None", self._part(2, None))
 
     @property
     def cause(self) -> str | None:
         """Why the breaker opened."""
-        return cast("str | None", self._part(4, None))
+        return cast("str | None", self._part(3, None))
 
     @property
     def forced(self) -> bool:
         """Whether someone told it to open."""
-        return bool(self._part(5, False))
+        return bool(self._part(4, False))
 
     def _part(self, index: int, default: Any) -> Any:
-        return self.args[index] if index < len(self.args) else default
+        return self.args[index] if self._is_whole() else default
+
+    def _is_whole(self) -> bool:
+        return len(self.args) == 5
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,6 @@ class CircuitBreaker:
 
     def _adopt(self, native: _native.CircuitBreaker, config: CircuitBreakerConfig) -> None:
         self._native = native
-        self._acquire = native.acquire
         self._listeners: list[tuple[Listener, Callback]] = []
         # Popped by whoever adds the first listener.
         self._unheard = [True]
@@ -223,11 +226,8 @@ class CircuitBreaker:
 
     def _configure(self, config: CircuitBreakerConfig) -> None:
         self._config = config
-        self._neutral: tuple[type[BaseException], ...] = (
-            RejectionError,
-            *config.excluded_exceptions,
-        )
-        self._is_failure = config.is_failure
+        neutral: tuple[type[BaseException], ...] = (RejectionError, *config.excluded_exceptions)
+        self._native.judge_by(neutral, config.is_failure)
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.name!r} {self.state.value}>"
@@ -273,7 +273,7 @@ class CircuitBreaker:
             each.__qualname__ for each in self._config.excluded_exceptions
         ]
         config["initial_state"] = self._config.initial_state.value
-        config["is_failure"] = self._is_failure and repr(self._is_failure)
+        config["is_failure"] = self._config.is_failure and repr(self._config.is_failure)
         return {
             "name": self.name,
             "state": counted["state"],
@@ -367,64 +367,31 @@ class CircuitBreaker:
         """Guards a function, an async function, a generator, an async generator or a method."""
         if isinstance(function, (staticmethod, classmethod)):
             return cast(_F, type(function)(self(function.__func__)))
-        if not callable(function):
-            raise TypeError(f"a circuit breaker guards functions, not {function!r}")
         if inspect.isasyncgenfunction(function):
             return cast(_F, self._guard_async_generator(function))
         if inspect.isgeneratorfunction(function):
             return cast(_F, self._guard_generator(function))
-        if _is_async(function):
-            return cast(_F, self._guard_async(function))
-        return cast(_F, self._guard_sync(function))
+        guarded = self._guard(function)
+        return cast(_F, functools.update_wrapper(guarded, function))
 
     def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Calls `function` once through the breaker; await the answer of an async one."""
-        return self(function)(*args, **kwargs)
+        is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        guarded = self(function) if is_generator else self._guard(function)
+        return cast(_R, guarded(*args, **kwargs))
 
-    def _guard_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        acquire, fail, succeed = self._acquire, self._fail, self._succeed
-
-        @functools.wraps(function)
-        async def guarded(*args: Any, **kwargs: Any) -> Any:
-            permit = acquire()
-            try:
-                result = await function(*args, **kwargs)
-            except BaseException as error:
-                fail(permit, error)
-                raise
-            if self._is_failure is None:
-                permit.success()
-            else:
-                succeed(permit, result)
-            return result
-
-        return guarded
-
-    def _guard_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        acquire, fail, succeed = self._acquire, self._fail, self._succeed
-
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            permit = acquire()
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:
-                fail(permit, error)
-                raise
-            if hasattr(result, "__await__"):
-                return self._judge_at_its_end(permit, result)
-            if self._is_failure is None:
-                permit.success()
-            else:
-                succeed(permit, result)
-            return result
-
-        return guarded
+    def _guard(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(function):
+            raise TypeError(f"a circuit breaker guards functions, not {function!r}")
+        is_async = _is_async(function)
+        if is_async and not _makes_coroutines(function):
+            function = _awaiting(function)
+        return _native.guard(function, self._native, self, is_async)
 
     def _guard_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            permit = self._acquire()
+            permit = self._native.acquire()
             try:
                 generator = function(*args, **kwargs)
                 item = next(generator)
@@ -443,10 +410,10 @@ class CircuitBreaker:
                         permit.resume()
                         item = generator.send(sent)
             except StopIteration as end:
-                self._succeed(permit, end.value)
+                permit.succeed(end.value)
                 return end.value
             except BaseException as error:
-                self._fail(permit, error)
+                permit.fail(error)
                 raise
 
         return guarded
@@ -454,7 +421,7 @@ class CircuitBreaker:
     def _guard_async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            permit = self._acquire()
+            permit = self._native.acquire()
             try:
                 generator = function(*args, **kwargs)
                 item = await generator.__anext__()
@@ -473,9 +440,9 @@ class CircuitBreaker:
                         permit.resume()
                         item = await generator.asend(sent)
             except StopAsyncIteration:
-                self._succeed(permit, None)
+                permit.succeed(None)
             except BaseException as error:
-                self._fail(permit, error)
+                permit.fail(error)
                 raise
 
         return guarded
@@ -489,9 +456,9 @@ class CircuitBreaker:
                 if future.cancelled():
                     permit.cancel()
                 elif (error := future.exception()) is not None:
-                    self._fail(permit, error)
+                    permit.fail(error)
                 else:
-                    self._succeed(permit, future.result())
+                    permit.succeed(future.result())
 
             awaitable.add_done_callback(settle)
             return awaitable
@@ -501,49 +468,15 @@ class CircuitBreaker:
         try:
             result = await awaitable
         except BaseException as error:
-            self._fail(permit, error)
+            permit.fail(error)
             raise
-        self._succeed(permit, result)
+        permit.succeed(result)
         return result
-
-    def _succeed(self, permit: _native.CircuitBreakerPermit, result: object) -> None:
-        is_failure = self._is_failure
-        if is_failure is None:
-            permit.success()
-            return
-        self._decide(permit, is_failure, result)
-
-    def _fail(self, permit: _native.CircuitBreakerPermit, error: BaseException) -> None:
-        is_failure = self._is_failure
-        if not isinstance(error, Exception):
-            permit.cancel()
-        elif isinstance(error, self._neutral):
-            permit.ignore()
-        elif is_failure is None:
-            permit.failure()
-        else:
-            self._decide(permit, is_failure, error)
-
-    def _decide(
-        self,
-        permit: _native.CircuitBreakerPermit,
-        is_failure: Callable[[Any], bool],
-        outcome: object,
-    ) -> None:
-        try:
-            failed = is_failure(outcome)
-        except BaseException:
-            permit.failure()
-            raise
-        if failed:
-            permit.failure()
-        else:
-            permit.success()
 
     # -------------------------------------------------------------- to guard a block
 
     def __enter__(self) -> CircuitBreaker:
-        _blocks.set((self, self._acquire(), _blocks.get()))
+        _blocks.set((self, self._native.acquire(), _blocks.get()))
         return self
 
     def __exit__(
@@ -558,7 +491,7 @@ class CircuitBreaker:
         if error is None:
             permit.success()
         else:
-            self._fail(permit, error)
+            permit.fail(error)
 
     async def __aenter__(self) -> CircuitBreaker:
         return self.__enter__()
@@ -623,6 +556,23 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
     )
+
+
+def _makes_coroutines(function: Callable[..., Any]) -> bool:
+    """Whether each call of this async function gives a coroutine of its own."""
+    function = getattr(function, "__func__", function)
+    function = inspect.unwrap(function, stop=lambda it: not isinstance(it, _native.GuardedFunction))
+    return isinstance(function, FunctionType) and bool(
+        function.__code__.co_flags & inspect.CO_COROUTINE
+    )
+
+
+def _awaiting(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return call
 
 
 def _checked(config: CircuitBreakerConfig | None) -> CircuitBreakerConfig | None:
