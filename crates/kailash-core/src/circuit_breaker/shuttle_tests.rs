@@ -17,9 +17,9 @@ const SECOND: u64 = 1_000_000_000;
 const PROBES: u32 = 2;
 
 /// Explores `scenario` under schedules that are even, and under such that let a thread stall long.
-fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
-    shuttle::check_random(scenario.clone(), 8000);
-    shuttle::check_pct(scenario, 8000, 4);
+fn explore(schedules: usize, scenario: impl Fn() + Send + Sync + Clone + 'static) {
+    shuttle::check_random(scenario.clone(), schedules);
+    shuttle::check_pct(scenario, schedules, 4);
 }
 
 fn config() -> Config {
@@ -300,7 +300,7 @@ fn live_together(run: &Arc<Run>, threads: u32, steps: u32, orders: bool) {
 
 #[test]
 fn shuttle_calls_from_many_threads_keep_every_invariant() {
-    explore(|| {
+    explore(8000, || {
         let run = Run::new(&config());
         live_together(&run, 4, 20, false);
         run.check();
@@ -309,7 +309,7 @@ fn shuttle_calls_from_many_threads_keep_every_invariant() {
 
 #[test]
 fn shuttle_overdue_calls_in_a_time_window_keep_every_invariant() {
-    explore(|| {
+    explore(8000, || {
         let run = Run::new(&Config {
             window: WindowKind::Time,
             window_duration: Duration::from_secs(32),
@@ -324,7 +324,7 @@ fn shuttle_overdue_calls_in_a_time_window_keep_every_invariant() {
 
 #[test]
 fn shuttle_a_ramp_keeps_every_invariant() {
-    explore(|| {
+    explore(8000, || {
         let run = Run::new(&Config {
             failure_threshold: 4,
             min_calls_before_evaluation: 1,
@@ -338,9 +338,63 @@ fn shuttle_a_ramp_keeps_every_invariant() {
 
 #[test]
 fn shuttle_orders_among_calls_keep_every_invariant() {
-    explore(|| {
+    explore(8000, || {
         let run = Run::new(&config());
         live_together(&run, 4, 16, true);
         run.check();
     });
+}
+
+/// Four threads end twenty calls each, with outcomes by chance.
+fn count_together(config: &Config, outcomes: fn() -> Outcome) -> (Snapshot, u64) {
+    let run = Run::new(config);
+    let failed = Arc::new(AtomicU64::new(0));
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (run, failed) = (Arc::clone(&run), Arc::clone(&failed));
+            thread::spawn(move || {
+                for _ in 0..20 {
+                    let outcome = outcomes();
+                    if outcome == Outcome::Failure {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    run.end(run.begin().unwrap(), outcome);
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let failed = failed.load(Ordering::Relaxed);
+    (run.machine.snapshot(run.now()), failed)
+}
+
+#[test]
+fn shuttle_no_outcome_of_many_threads_is_lost() {
+    for window in [WindowKind::Count, WindowKind::Time] {
+        explore(1000, move || {
+            let counts = Config {
+                failure_threshold: 1000,
+                error_rate_threshold: None,
+                window,
+                window_size: 128,
+                ..config()
+            };
+            let some = || {
+                let fails = thread_rng().r#gen();
+                if fails {
+                    Outcome::Failure
+                } else {
+                    Outcome::Success
+                }
+            };
+            let (seen, failed) = count_together(&counts, some);
+            let window = (seen.window_calls, u64::from(seen.window_failures));
+            assert_eq!(window, (80, failed));
+            assert_eq!((seen.calls, seen.failures), (80, failed));
+            let (seen, _) = count_together(&counts, || Outcome::Failure);
+            assert_eq!((seen.window_failures, seen.consecutive_failures), (80, 80));
+        });
+    }
 }
