@@ -5,6 +5,9 @@ use super::{CallError, CircuitBreaker, Outcome, Rejected};
 impl CircuitBreaker {
     /// Runs a call behind the breaker: an `Err` counts as a failure.
     ///
+    /// So does one that says nothing about the dependency, such as the refusal of a partition or of
+    /// another breaker within: [`CircuitBreaker::call_with`] tells them apart.
+    ///
     /// Dropping the future while it runs is a cancelled call.
     ///
     /// # Errors
