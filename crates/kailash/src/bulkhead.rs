@@ -642,8 +642,7 @@ impl Partition {
     /// Whether a slot is free and nobody waits for one.
     #[cfg(feature = "tower")]
     pub(crate) fn has_room(&self) -> bool {
-        let occupancy = self.0.slots.occupancy();
-        !occupancy.is_closed && occupancy.queued == 0 && occupancy.active < occupancy.limit
+        self.0.has_room()
     }
 
     /// As [`Partition::try_acquire_owned`], for callers that wait where there is none.

@@ -179,6 +179,18 @@ async fn a_full_partition_refuses_at_once_and_asks_no_service_within() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn so_does_a_ceiling_over_all_partitions() {
+    let manager = Manager::with_defaults().under_ceiling(1).unwrap();
+    let [api, database] = ["api", "database"].map(|name| manager.get(name).unwrap());
+    let (mut service, seen) = guarded(&BulkheadLayer::new(api).rejecting());
+    seen.becomes(Readiness::Never);
+    let _permit = database.try_acquire().unwrap();
+    let refused = call(&mut service, Work::Succeeds).now_or_never().unwrap();
+    assert_eq!(full(refused), Reason::Ceiling);
+    assert_eq!(seen.asked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_is_ready_and_never_called_holds_no_slot() {
     let partition = partition(1, 0);
     let layer = BulkheadLayer::new(partition.clone());

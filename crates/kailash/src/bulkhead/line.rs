@@ -107,6 +107,20 @@ fn decide(decided: Vec<Decided<Arc<Waiter>>>) -> Vec<Arc<Waiter>> {
 }
 
 impl Inner {
+    /// Whether [`Inner::take_slot`] would have taken one.
+    #[cfg(feature = "tower")]
+    pub(super) fn has_room(&self) -> bool {
+        let has_room = |slots: &Slots| {
+            let occupancy = slots.occupancy();
+            let is_open = !occupancy.is_closed && occupancy.queued == 0;
+            is_open && occupancy.active < occupancy.limit
+        };
+        match &self.line {
+            Line::Own(_) => has_room(&self.slots),
+            Line::Under(ceiling, _) => has_room(&self.slots) && has_room(&ceiling.slots),
+        }
+    }
+
     /// Takes a free slot, and one of the ceiling if there is one.
     #[inline]
     pub(super) fn take_slot(&self) -> Result<(), Occupancy> {

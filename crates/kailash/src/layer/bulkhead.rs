@@ -4,7 +4,8 @@
 //!   service within; the call then waits in the partition's queue or is refused, as the layer is told.
 //!   Else the service is as ready as the one within, and that very instance gets the call.
 //! - **Slots** are taken by calls, not by readiness: a service that is made ready and never called holds
-//!   none. A call that had to wait makes a clone of the service within ready once it has its slot.
+//!   none. A call that had to wait makes a clone of the service within ready once it has its slot; an
+//!   instance that was ready before stays so, with whatever that holds, until its next call.
 //! - **A slot is held** until the response future ends, or with
 //!   [`until_body_ends`](BulkheadLayer::until_body_ends) until the response's body does, however either
 //!   ends.
