@@ -45,8 +45,9 @@ pub struct PartitionConfig {
     pub evict_lower_priority: bool,
     /// In which order calls of one priority leave the queue. Default first come, first served.
     pub queue_order: QueueOrder,
-    /// Whether a call that would wait, or whose turn has come, is refused when less time is left of its
-    /// timeout than half of the newest calls took. Default false.
+    /// Whether a call that finds no free slot is refused when less time is left of its timeout than half of
+    /// the newest calls took: instead of waiting, or, where that comes while it waits, as soon as any call
+    /// ends. Default false.
     ///
     /// The newest calls are the last 32 that ended within a minute; fewer than 8 say nothing. It costs
     /// two looks at the clock per call.

@@ -195,6 +195,22 @@ impl Model {
     fn fill(&mut self) -> Vec<News> {
         let mut news = Vec::new();
         while !self.waiting.is_empty() && self.running.len() < self.figures.limit {
+            let soonest = (0..self.waiting.len()).min_by_key(|position| {
+                let waiter = &self.waiting[*position];
+                (waiter.deadline, waiter.priority)
+            });
+            let soonest = soonest.expect("somebody waits");
+            if self.is_hopeless(self.waiting[soonest].deadline) {
+                let waiter = self.waiting.remove(soonest);
+                let is_over = waiter.deadline <= self.now;
+                let left = if is_over {
+                    News::Expired
+                } else {
+                    News::Hopeless
+                };
+                news.push(left(waiter.call));
+                continue;
+            }
             let most = self.waiting.iter().map(|w| w.priority).min();
             let mut of_it = (0..self.waiting.len())
                 .filter(|position| Some(self.waiting[*position].priority) == most);
@@ -208,8 +224,6 @@ impl Model {
             let waiter = self.waiting.remove(position.expect("somebody waits"));
             if waiter.deadline <= self.now {
                 news.push(News::Expired(waiter.call));
-            } else if self.is_hopeless(waiter.deadline) {
-                news.push(News::Hopeless(waiter.call));
             } else {
                 self.starts += 1;
                 self.running.push((waiter.call, self.now));

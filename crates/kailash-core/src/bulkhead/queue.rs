@@ -1,6 +1,6 @@
 //! Who waits for a slot, and who starts next.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::mem;
 use core::time::Duration;
@@ -34,6 +34,8 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub struct Queue<T> {
     waiters: BTreeMap<Ticket, Waiter<T>>,
+    /// Those with a deadline, where the hopeless are rejected.
+    deadlines: BTreeSet<(Timestamp, Ticket)>,
     size: usize,
     evict_lower_priority: bool,
     order: QueueOrder,
@@ -85,8 +87,8 @@ pub enum HandOver<T> {
     Start(T),
     /// This waiter's deadline has come, and it has left; the slot is still to be handed over.
     Expired(T),
-    /// This waiter has too little time left to come to an end, and has left; the slot is still to be
-    /// handed over.
+    /// This waiter has too little time left to come to an end, and has left, whether it was its turn or
+    /// not; the slot is still to be handed over.
     Hopeless(T),
     /// Nobody waits for it any more: the slot is free.
     Free {
@@ -106,6 +108,7 @@ impl<T> Queue<T> {
     pub fn new(config: &PartitionConfig) -> Self {
         Self {
             waiters: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             size: config.queue_size as usize,
             evict_lower_priority: config.evict_lower_priority,
             order: config.queue_order,
@@ -189,7 +192,7 @@ impl<T> Queue<T> {
         if self.waiters.is_empty() {
             self.busy_since = now;
         }
-        let evicted = instead_of.and_then(|ticket| self.waiters.remove(&ticket));
+        let evicted = instead_of.and_then(|ticket| self.remove(ticket));
         let ticket = Ticket {
             priority,
             number: self.entered,
@@ -201,6 +204,7 @@ impl<T> Queue<T> {
             token,
         };
         self.waiters.insert(ticket, waiter);
+        self.watch(ticket, deadline);
         (ticket, evicted.map(|waiter| waiter.token))
     }
 
@@ -225,13 +229,15 @@ impl<T> Queue<T> {
             Released::Wanted => {}
         }
         // The waiters are counted under the lock that the caller holds.
-        let ticket = next(self, now).expect("a wanted slot has a waiter");
-        let waiter = self.waiters.remove(&ticket).expect("the next one waits");
+        let without_hope = self.first_without_hope(slots, now);
+        let ticket = without_hope.or_else(|| next(self, now));
+        let ticket = ticket.expect("a wanted slot has a waiter");
+        let waiter = self.remove(ticket).expect("the next one waits");
         if waiter.deadline <= now {
             slots.leave_queue();
             return HandOver::Expired(waiter.token);
         }
-        if self.is_hopeless(slots, now, waiter.deadline) {
+        if without_hope.is_some() {
             slots.leave_queue();
             return HandOver::Hopeless(waiter.token);
         }
@@ -248,7 +254,7 @@ impl<T> Queue<T> {
 
     /// Leaves the queue; `None` if the waiter has already left it in another way.
     pub fn leave(&mut self, slots: &Slots, ticket: Ticket) -> Option<T> {
-        let waiter = self.waiters.remove(&ticket)?;
+        let waiter = self.remove(ticket)?;
         slots.leave_queue();
         Some(waiter.token)
     }
@@ -261,7 +267,17 @@ impl<T> Queue<T> {
         self.size = config.queue_size as usize;
         self.evict_lower_priority = config.evict_lower_priority;
         self.order = config.queue_order;
-        self.reject_hopeless = config.reject_hopeless;
+        if self.reject_hopeless != config.reject_hopeless {
+            self.reject_hopeless = config.reject_hopeless;
+            self.deadlines.clear();
+            let all = self.waiters.iter();
+            let all: Vec<_> = all
+                .map(|(ticket, waiter)| (*ticket, waiter.deadline))
+                .collect();
+            for (ticket, deadline) in all {
+                self.watch(ticket, deadline);
+            }
+        }
         slots.set_limit(config.max_concurrent_operations);
     }
 
@@ -269,6 +285,7 @@ impl<T> Queue<T> {
     /// first.
     pub fn close(&mut self, slots: &Slots) -> Vec<T> {
         slots.close();
+        self.deadlines.clear();
         let waiters = mem::take(&mut self.waiters).into_values();
         waiters.map(|waiter| waiter.token).collect()
     }
@@ -283,6 +300,24 @@ impl<T> Queue<T> {
     pub(super) fn oldest_since(&self) -> Option<Timestamp> {
         let ticket = self.oldest(Timestamp::ZERO)?;
         self.waiters.get(&ticket).map(|waiter| waiter.since)
+    }
+
+    fn remove(&mut self, ticket: Ticket) -> Option<Waiter<T>> {
+        let waiter = self.waiters.remove(&ticket)?;
+        self.deadlines.remove(&(waiter.deadline, ticket));
+        Some(waiter)
+    }
+
+    fn watch(&mut self, ticket: Ticket, deadline: Timestamp) {
+        if self.reject_hopeless && deadline != Timestamp::NEVER {
+            self.deadlines.insert((deadline, ticket));
+        }
+    }
+
+    /// The waiter with the least time left, if that is too little.
+    fn first_without_hope(&self, slots: &Slots, now: Timestamp) -> Option<Ticket> {
+        let (deadline, ticket) = self.deadlines.first()?;
+        self.is_hopeless(slots, now, *deadline).then_some(*ticket)
     }
 
     fn next(&self, now: Timestamp) -> Option<Ticket> {

@@ -108,8 +108,8 @@ class PartitionConfig:
     none: 1 is the most urgent, 10 the least. `max_connections` is the size of the connection pool
     that SQL nodes use inside the partition. `queue_order` says who is first within a priority:
     "fifo", or "adaptive_lifo" for the last come once the queue has not been empty for 100 ms.
-    `reject_hopeless` refuses a call that would wait, or whose turn has come, with less time left than
-    half of the newest calls took. `circuit_breaker_enabled` puts the breaker
+    `reject_hopeless` refuses a call that would wait, or waits, once it has less time left than half of
+    the newest calls took. `circuit_breaker_enabled` puts the breaker
     `bulkhead.<name>` around the partition's calls.
     """
 
