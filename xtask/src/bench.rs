@@ -40,7 +40,7 @@ fn rust_rows(benches: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
     // A folder of its own: its dependencies are built with other settings.
     let folder = target().join("benches");
     let mut build = cargo("build")
-        .args(["--release", "--locked", "--quiet"])
+        .args(["--release", "--quiet"])
         .env("CARGO_TARGET_DIR", &folder)
         .current_dir(benches);
     build.run()?;

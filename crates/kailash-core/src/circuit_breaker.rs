@@ -792,12 +792,18 @@ impl Machine {
     }
 
     /// When this opening ends.
+    #[inline]
     fn deadline(&self, open: u64, opening: Opening, now: Timestamp) -> Timestamp {
         let stamp = Stamp::unpack(self.until.load(Ordering::Acquire));
         if stamp.is_of(opening.tag) {
             return stamp.time();
         }
-        // The thread that opened it is between its two steps: whoever is first decides, for all.
+        self.decide_deadline(open, opening, now)
+    }
+
+    /// The thread that opened it is between its two steps: whoever is first decides, for all.
+    #[cold]
+    fn decide_deadline(&self, open: u64, opening: Opening, now: Timestamp) -> Timestamp {
         let wait = self.settings.wait(opening.in_a_row, 0.5);
         self.install(open, opening, now + wait)
     }

@@ -218,7 +218,8 @@ impl CircuitBreaker {
         Some(permit)
     }
 
-    #[cold]
+    // Not cold: it is all that an open breaker does.
+    #[inline(never)]
     fn acquire_slowly(&self) -> Result<machine::Permit, Rejected> {
         // What changes nothing needs no lock.
         if let Some(rejected) = self.0.machine.refuse(self.clock().now()) {
@@ -232,7 +233,7 @@ impl CircuitBreaker {
         result.map_err(|rejected| self.reject(rejected))
     }
 
-    #[cold]
+    #[inline]
     fn reject(&self, rejected: machine::Rejected) -> Rejected {
         let machine::Rejected {
             state,

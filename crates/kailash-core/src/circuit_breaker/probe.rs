@@ -138,6 +138,7 @@ impl Stamp {
         (u64::from(self.tag) << MICROS_BITS) | self.micros
     }
 
+    #[inline]
     pub(super) fn unpack(bits: u64) -> Self {
         Self {
             tag: (bits >> MICROS_BITS) as u32,

@@ -13,6 +13,7 @@ impl Machine {
     /// `None` where a call passes, or may pass: [`Machine::try_acquire`] decides then. A shell that
     /// tells transitions in their order asks here first, since only what may bring one about has to
     /// wait its turn.
+    #[inline]
     pub fn refuse(&self, now: Timestamp) -> Option<Rejected> {
         let rejected = self.refusal(now)?;
         self.count_refusal();
@@ -26,6 +27,7 @@ impl Machine {
     }
 
     /// Counts a call that was refused because of what [`Machine::refusal`] said.
+    #[inline]
     pub fn count_refusal(&self) {
         self.totals.rejections.add(1);
     }
@@ -40,6 +42,7 @@ impl Machine {
     ///
     /// Nothing is taken, so the call may be refused after all, or pass. A refusal that is made of
     /// this is counted with [`Machine::count_refusal`].
+    #[inline]
     #[must_use]
     pub fn refusal(&self, now: Timestamp) -> Option<Rejected> {
         let bits = self.word.load(Ordering::Acquire);

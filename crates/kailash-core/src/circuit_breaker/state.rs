@@ -190,6 +190,7 @@ impl Opening {
         u64::from((self.tag << (IN_A_ROW_BITS + CAUSE_BITS)) | row_and_cause)
     }
 
+    #[inline]
     pub(super) fn unpack(bits: u64) -> Self {
         let bits = (bits & ((1 << DETAIL_BITS) - 1)) as u32;
         let cause = (bits & ((1 << CAUSE_BITS) - 1)) as usize;
@@ -246,6 +247,7 @@ impl Word {
         (u64::from(self.generation) << 32) | (phase << DETAIL_BITS) | details
     }
 
+    #[inline]
     pub(super) fn unpack(bits: u64) -> Self {
         let phase = match (bits >> DETAIL_BITS) & 7 {
             0 => Phase::Closed,
