@@ -22,7 +22,7 @@ pub(crate) fn run(shard: Option<&str>) -> Outcome {
     let without = [
         "--exclude=**/loom_tests.rs",
         "--exclude=**/shuttle_tests.rs",
-        "--exclude=**/bulkhead/model.rs",
+        "--exclude=**/bulkhead/*model.rs",
     ];
     let mutants = command(setup::tool("cargo-mutants"))
         .args(core)

@@ -1,0 +1,195 @@
+//! What time alone brings about, as a shell's timer asks for it, and what a full window changes.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
+
+use std::time::Duration;
+
+use kailash_core::circuit_breaker::{Cause, Config, Machine, Outcome, State, Transition, Verdict};
+use kailash_core::time::Timestamp;
+
+const DRAW: f64 = 0.5;
+
+const fn at(secs: u64) -> Timestamp {
+    Timestamp::from_nanos(secs * 1_000_000_000)
+}
+
+fn end(machine: &Machine, outcome: Outcome, now: Timestamp) -> Option<Transition> {
+    let permit = machine.try_acquire(now, DRAW).0.unwrap();
+    carry_out(machine, machine.record(permit, outcome, Some(now)), now)
+}
+
+fn carry_out(machine: &Machine, verdict: Verdict, now: Timestamp) -> Option<Transition> {
+    match verdict {
+        Verdict::Trip(trip) => machine.trip(trip, now, DRAW),
+        Verdict::Closed(news) => Some(news),
+        Verdict::Unchanged => None,
+    }
+}
+
+fn config() -> Config {
+    Config {
+        failure_threshold: 1,
+        success_threshold: 1,
+        recovery_timeout: Duration::from_secs(10),
+        max_wait_duration_in_half_open: Duration::from_secs(5),
+        jitter_enabled: false,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn a_timer_learns_when_an_opening_and_a_lease_end_and_carries_it_out() {
+    let machine = Machine::new(&config()).unwrap();
+    assert_eq!(machine.next_due(at(0)), None, "closed");
+    let news = end(&machine, Outcome::Failure, at(0)).unwrap();
+    assert_eq!(
+        news,
+        Transition {
+            from: State::Closed,
+            to: State::Open,
+            cause: Cause::ConsecutiveFailures,
+            at: at(0),
+            forced: false,
+            wait: Some(Duration::from_secs(10)),
+        }
+    );
+
+    assert_eq!(machine.next_due(at(1)), Some(at(10)));
+    assert_eq!(machine.wake(at(9)), None, "too early");
+    assert_eq!(machine.state(at(9)), State::Open);
+    let woken = machine.wake(at(11)).unwrap();
+    assert_eq!(
+        (woken.from, woken.to, woken.cause, woken.at),
+        (State::Open, State::HalfOpen, Cause::WaitOver, at(10)),
+        "it took effect at its deadline"
+    );
+    assert_eq!(machine.wake(at(11)), None, "half-open already");
+
+    assert_eq!(machine.next_due(at(11)), None, "no probe is in flight");
+    let first = machine.try_acquire(at(12), DRAW).0.unwrap();
+    let second = machine.try_acquire(at(13), DRAW).0.unwrap();
+    assert_eq!(
+        machine.next_due(at(13)),
+        Some(at(17)),
+        "the first probe's lease"
+    );
+    assert_eq!(machine.settle(at(16), DRAW), None, "nothing has lapsed");
+    let lapsed = machine.settle(at(18), DRAW).unwrap();
+    assert_eq!(
+        (lapsed.from, lapsed.to, lapsed.cause, lapsed.at),
+        (State::HalfOpen, State::Open, Cause::ProbeLapsed, at(17))
+    );
+    assert_eq!(machine.next_due(at(18)), Some(at(37)), "twice as long");
+    for late in [first, second] {
+        let verdict = machine.record(late, Outcome::Success, Some(at(18)));
+        assert_eq!(carry_out(&machine, verdict, at(18)), None);
+    }
+}
+
+#[test]
+fn what_never_ends_is_never_due() {
+    let machine = Machine::new(&Config {
+        recovery_timeout: Duration::MAX,
+        max_recovery_timeout: Duration::MAX,
+        ..config()
+    })
+    .unwrap();
+    let news = end(&machine, Outcome::Failure, at(0)).unwrap();
+    assert_eq!(news.wait, None);
+    assert_eq!(machine.next_due(at(1)), None);
+    assert_eq!(machine.wake(at(1_000_000)), None);
+    machine.force_open(at(1));
+    assert_eq!(machine.next_due(at(1)), None);
+    assert_eq!(machine.wake(at(1_000_000)), None);
+}
+
+/// More calls than the smallest ring holds: good calls take a shorter path from then on.
+const MANY: usize = 300;
+
+#[test]
+fn a_success_ends_a_row_of_failures_in_a_full_window_too() {
+    let machine = Machine::new(&Config {
+        failure_threshold: 5,
+        error_rate_threshold: None,
+        ..config()
+    })
+    .unwrap();
+    for _ in 0..MANY {
+        end(&machine, Outcome::Success, at(0));
+    }
+    for _ in 0..3 {
+        for outcome in [[Outcome::Failure; 4].as_slice(), &[Outcome::Success]].concat() {
+            assert_eq!(end(&machine, outcome, at(0)), None);
+        }
+        assert_eq!(machine.snapshot(at(0)).consecutive_failures, 0);
+    }
+    for _ in 0..4 {
+        assert_eq!(end(&machine, Outcome::Failure, at(0)), None);
+    }
+    assert!(end(&machine, Outcome::Failure, at(0)).is_some());
+}
+
+#[test]
+fn good_calls_push_bad_ones_out_of_a_full_window() {
+    let machine = Machine::new(&Config {
+        failure_threshold: 1_000_000,
+        error_rate_threshold: None,
+        slow_call_rate_threshold: Some(1.0),
+        window_size: 128,
+        ..config()
+    })
+    .unwrap();
+    let slow = |machine: &Machine| {
+        let permit = machine.admit().unwrap().started_at(at(0));
+        machine.record(permit, Outcome::Success, Some(at(60)))
+    };
+    for round in 0..4 {
+        for _ in 0..MANY {
+            end(&machine, Outcome::Success, at(0));
+        }
+        let clean = machine.snapshot(at(0));
+        assert_eq!(
+            (clean.window_failures, clean.window_slow),
+            (0, 0),
+            "round {round}"
+        );
+        assert_eq!(clean.window_calls, 128);
+        for _ in 0..7 {
+            end(&machine, Outcome::Failure, at(0));
+            assert_eq!(slow(&machine), Verdict::Unchanged);
+        }
+        let seen = machine.snapshot(at(0));
+        assert_eq!(
+            (seen.window_failures, seen.window_slow),
+            (7, 7),
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn a_watched_call_that_ended_in_time_is_not_overdue_in_a_full_window_either() {
+    let machine = Machine::new(&Config {
+        slow_call_threshold: Some(Duration::from_secs(4)),
+        overdue_calls_enabled: true,
+        ..config()
+    })
+    .unwrap();
+    for _ in 0..MANY {
+        let permit = machine.admit().unwrap().started_at(at(1));
+        let (permit, verdict) = machine.watch(permit);
+        assert_eq!(verdict, Verdict::Unchanged);
+        assert_eq!(
+            machine.record(permit, Outcome::Success, Some(at(2))),
+            Verdict::Unchanged
+        );
+    }
+    let permit = machine.admit().unwrap().started_at(at(60));
+    let (permit, verdict) = machine.watch(permit);
+    assert_eq!(verdict, Verdict::Unchanged);
+    assert_eq!(machine.snapshot(at(60)).slow_calls, 0);
+    assert_eq!(
+        machine.record(permit, Outcome::Ignored, Some(at(60))),
+        Verdict::Unchanged
+    );
+}
