@@ -1,0 +1,106 @@
+//! What the word of a partition's slots counts, and what it answers at its edges.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
+
+use kailash_core::bulkhead::{
+    Occupancy, PartitionConfig, PartitionType, Queue, QueueOrder, Released, Slots,
+};
+
+fn queue() -> Queue<u32> {
+    Queue::new(&PartitionConfig::new("p", PartitionType::Custom))
+}
+
+#[test]
+fn every_start_and_every_refusal_is_counted() {
+    let slots = Slots::new(3);
+    for call in 1..=100 {
+        slots.try_acquire().unwrap();
+        assert_eq!(slots.started(), call);
+        assert_eq!(slots.release(), Released::Free);
+    }
+    for refusal in 1..=3 {
+        slots.count_refusal();
+        assert_eq!(slots.refused(), refusal);
+    }
+    assert_eq!(slots.peak(), 1);
+    for _ in 0..3 {
+        slots.try_acquire().unwrap();
+    }
+    assert_eq!((slots.peak(), slots.started()), (3, 103));
+}
+
+#[test]
+fn work_that_goes_on_is_held_beside_the_call_that_gave_up() {
+    let slots = Slots::new(1);
+    slots.try_acquire().unwrap();
+    assert!(slots.take_over());
+    let both = Occupancy {
+        active: 2,
+        queued: 0,
+        limit: 1,
+        is_closed: false,
+    };
+    assert_eq!(slots.occupancy(), both);
+    assert_eq!(slots.release(), Released::Free);
+    assert_eq!(slots.try_acquire().unwrap_err().active, 1);
+    assert_eq!(slots.release(), Released::Free);
+    assert_eq!(slots.occupancy().active, 0);
+}
+
+#[test]
+fn no_more_is_taken_over_than_can_be_counted() {
+    let slots = Slots::new(1);
+    let most = (1 << 20) - 1;
+    assert!((0..most).all(|_| slots.take_over()));
+    assert!(!slots.take_over());
+    let full = slots.occupancy();
+    assert_eq!((full.active, full.queued, full.limit), (most, 0, 1));
+}
+
+#[test]
+fn the_last_slot_of_a_closed_partition_is_told() {
+    let slots = Slots::new(2);
+    for _ in 0..2 {
+        slots.try_acquire().unwrap();
+    }
+    assert!(queue().close(&slots).is_empty(), "nobody waits");
+    let refused = slots.try_acquire().unwrap_err();
+    assert!(refused.is_closed);
+    assert_eq!(slots.release(), Released::Free);
+    assert_eq!(slots.release(), Released::Last);
+}
+
+#[test]
+fn a_ceiling_that_denies_a_slot_leaves_the_partition_as_it_was() {
+    let (slots, ceiling) = (Slots::new(3), Slots::new(1));
+    assert!(slots.try_acquire_under(&ceiling).is_ok());
+    assert_eq!(
+        (slots.occupancy().active, ceiling.occupancy().active),
+        (1, 1)
+    );
+    let denied = slots.try_acquire_under(&ceiling).unwrap_err();
+    assert_eq!(
+        (denied.occupancy.active, denied.released),
+        (1, Released::Free)
+    );
+    assert_eq!(
+        (slots.occupancy().active, ceiling.occupancy().active),
+        (1, 1)
+    );
+    assert_eq!((slots.started(), ceiling.started()), (1, 1));
+
+    let full = Slots::new(0);
+    let denied = full.try_acquire_under(&ceiling).unwrap_err();
+    assert_eq!(
+        (denied.occupancy.active, denied.released),
+        (0, Released::Free)
+    );
+}
+
+#[test]
+fn orders_of_a_queue_read_as_they_are_written() {
+    for order in QueueOrder::ALL {
+        assert_eq!(order.to_string().parse::<QueueOrder>().unwrap(), order);
+    }
+    assert!("lifo".parse::<QueueOrder>().is_err());
+}
