@@ -18,7 +18,7 @@ import types
 import typing
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, cast
 
 import pytest
@@ -33,6 +33,7 @@ from kailash.core.resilience.circuit_breaker import (
     get_circuit_breaker,
     get_circuit_breaker_manager,
 )
+from kailash.core.resilience.clock import ManualClock
 from waiting import until, until_sync
 
 _names = (f"breaker-{n}" for n in itertools.count())
@@ -1138,6 +1139,34 @@ async def test_a_dependency_that_hangs_trips_it_though_callers_give_up_first() -
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(hang(), 0.05)
     assert guard.state is CircuitState.OPEN
+
+
+@pytest.mark.parametrize("way", range(5))
+async def test_calls_that_hang_open_it_unless_they_are_generators(way: int) -> None:
+    clock = ManualClock()
+    config = CircuitBreakerConfig(
+        overdue_calls_enabled=True,
+        slow_call_threshold=1.0,
+        slow_call_rate_threshold=1.0,
+        min_calls_before_evaluation=2,
+    )
+    guard = CircuitBreaker(config, clock=clock)
+    release = asyncio.Event()
+
+    async def hang() -> int:
+        await release.wait()
+        return 1
+
+    call = each_way_through(guard, hang)[way]
+    tasks = [asyncio.ensure_future(call()) for _ in range(2)]
+    await asyncio.sleep(0)
+    clock.advance(1.5)
+    is_generator = way == 3
+    with nullcontext() if is_generator else pytest.raises(CircuitBreakerError):
+        guard(lambda: None)()
+    assert guard.state is (CircuitState.CLOSED if is_generator else CircuitState.OPEN)
+    release.set()
+    assert await asyncio.gather(*tasks) == [1, 1]
 
 
 async def test_rejections_of_inner_layers_are_neutral() -> None:

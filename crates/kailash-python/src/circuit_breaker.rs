@@ -238,16 +238,15 @@ impl CircuitBreaker {
         config_to_dict(py, &self.breaker.config())
     }
 
-    /// Leave to make one call; raises CircuitBreakerError if there is none.
+    /// Leave to make one call, which ends by itself; raises CircuitBreakerError if there is none.
     fn acquire(slf: &Bound<'_, Self>) -> PyResult<CircuitBreakerPermit> {
-        match slf.get().breaker.try_acquire_owned() {
-            Ok(permit) => Ok(CircuitBreakerPermit {
-                permit: Mutex::new(Some(permit)),
-                breaker: slf.clone().unbind(),
-                generation: runtime::generation(),
-            }),
-            Err(rejected) => Err(raise_rejected(slf.py(), &rejected)),
-        }
+        let permit = slf.get().breaker.try_acquire_owned();
+        CircuitBreakerPermit::over(slf, permit.and_then(OwnedPermit::watched))
+    }
+
+    /// The same for a call that others may keep open: it is never overdue.
+    fn acquire_unwatched(slf: &Bound<'_, Self>) -> PyResult<CircuitBreakerPermit> {
+        CircuitBreakerPermit::over(slf, slf.get().breaker.try_acquire_owned())
     }
 
     /// What the breaker has counted, by name.
@@ -371,6 +370,18 @@ pub(crate) struct CircuitBreakerPermit {
 }
 
 impl CircuitBreakerPermit {
+    fn over(
+        breaker: &Bound<'_, CircuitBreaker>,
+        permit: Result<OwnedPermit, Rejected>,
+    ) -> PyResult<Self> {
+        let permit = permit.map_err(|rejected| raise_rejected(breaker.py(), &rejected))?;
+        Ok(Self {
+            permit: Mutex::new(Some(permit)),
+            breaker: breaker.clone().unbind(),
+            generation: runtime::generation(),
+        })
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<OwnedPermit>> {
         self.permit.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -902,8 +902,9 @@ unsafe extern "C" fn coroutine_free(slf: Object) {
         Coroutine::give_up(this);
         spare(this);
         clear(&raw mut (*this).inner);
-        clear(&raw mut (*this).function);
+        // It borrows from what the function keeps alive.
         ptr::drop_in_place(&raw mut (*this).permit);
+        clear(&raw mut (*this).function);
         free(slf);
     });
 }

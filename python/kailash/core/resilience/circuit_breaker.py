@@ -391,7 +391,7 @@ class CircuitBreaker:
     def _guard_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            permit = self._native.acquire()
+            permit = self._native.acquire_unwatched()
             try:
                 generator = function(*args, **kwargs)
                 item = next(generator)
@@ -421,7 +421,7 @@ class CircuitBreaker:
     def _guard_async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            permit = self._native.acquire()
+            permit = self._native.acquire_unwatched()
             try:
                 generator = function(*args, **kwargs)
                 item = await generator.__anext__()
