@@ -155,6 +155,29 @@ impl CircuitBreaker {
         self.0.machine.snapshot(self.settled())
     }
 
+    /// A span to run one call in: `circuit_breaker`, with the breaker's name and its state.
+    ///
+    /// No call opens one by itself, since even a span that nobody listens to costs as much as the
+    /// breaker does while closed.
+    ///
+    /// ```
+    /// use kailash::circuit_breaker::{CircuitBreaker, Config};
+    /// use tracing::Instrument;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let breaker = CircuitBreaker::new("api", Config::default())?;
+    /// let answer = breaker.call(async || Ok::<_, ()>(42));
+    /// assert_eq!(answer.instrument(breaker.span()).await, Ok(42));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn span(&self) -> tracing::Span {
+        let state = self.state();
+        tracing::info_span!("circuit_breaker", breaker = &*self.0.name, %state)
+    }
+
     /// What it has counted since it was made. No reset sets it back: this is for metrics.
     #[must_use]
     pub fn counts(&self) -> Counts {

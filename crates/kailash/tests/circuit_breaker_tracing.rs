@@ -1,4 +1,4 @@
-//! What a breaker tells tracing: its transitions, and each refusal.
+//! What a breaker tells tracing: its transitions, each refusal, and spans where they are asked for.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
 
@@ -35,11 +35,14 @@ impl Visit for Line {
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= self.up_to
+        *metadata.level() <= self.up_to
     }
 
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        unreachable!("no span is enabled");
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut line = Line(format!("span {}", span.metadata().name()));
+        span.record(&mut line);
+        self.kept.lock().unwrap().push(line.0);
+        Id::from_u64(1)
     }
 
     fn record(&self, _: &Id, _: &Record<'_>) {}
@@ -128,4 +131,23 @@ fn calls_that_pass_say_nothing() {
         }
     });
     assert!(lines.is_empty(), "{lines:?}");
+}
+
+#[test]
+fn a_span_names_the_breaker_and_its_state_and_comes_only_where_asked_for() {
+    let lines = lines(Level::INFO, |breaker, hand| {
+        breaker.call_sync(|| Ok::<_, ()>(())).unwrap();
+        breaker.span().in_scope(|| ());
+        breaker.record_failure();
+        hand.advance(Duration::from_millis(1500));
+        breaker.span().in_scope(|| ());
+    });
+    let spans: Vec<_> = lines.iter().filter(|line| line.contains("span")).collect();
+    assert_eq!(
+        spans,
+        [
+            "span circuit_breaker breaker=db state=closed",
+            "span circuit_breaker breaker=db state=half_open",
+        ]
+    );
 }
