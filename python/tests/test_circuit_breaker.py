@@ -1445,3 +1445,115 @@ async def test_threads_that_call_at_once_share_the_slots_of_a_half_open_breaker(
     for thread in threads:
         thread.join()
     assert ends[17:] == ["passed"] * 3 and guard.state is CircuitState.CLOSED
+
+
+# ------------------------------------------------------------------ waits that the dependency asks for
+
+
+class Throttled(Exception):
+    def __init__(self, wait: float | None) -> None:
+        self.wait = wait
+
+
+def asked_wait(outcome: Any) -> float | None:
+    return outcome.wait if isinstance(outcome, Throttled) else outcome.get("retry_after")
+
+
+async def test_retry_after_is_how_long_an_opening_lasts() -> None:
+    guard = breaker(failure_threshold=1, retry_after=asked_wait)
+
+    @guard
+    async def throttled() -> None:
+        raise Throttled(7.5)
+
+    with pytest.raises(Throttled):
+        await throttled()
+    with pytest.raises(CircuitBreakerError) as rejected:
+        await throttled()
+    assert rejected.value.retry_after == pytest.approx(7.5, abs=0.5)
+
+
+async def test_retry_after_is_asked_about_results_that_are_failures() -> None:
+    guard = breaker(
+        failure_threshold=1,
+        is_failure=lambda outcome: isinstance(outcome, dict) and outcome["status"] == 503,
+        retry_after=asked_wait,
+    )
+    answers = iter([{"status": 200, "retry_after": 1.0}, {"status": 503, "retry_after": 30.0}])
+
+    @guard
+    def ask() -> dict[str, float]:
+        return next(answers)
+
+    ask()
+    assert guard.state is CircuitState.CLOSED
+    ask()
+    assert guard.get_status()["time_until_recovery"] == pytest.approx(30, abs=0.5)
+
+
+async def test_without_an_answer_of_retry_after_the_wait_is_the_breakers() -> None:
+    guard = breaker(failure_threshold=1, recovery_timeout=100, jitter_enabled=False, retry_after=asked_wait)
+    with pytest.raises(Throttled):
+        async with guard:
+            raise Throttled(None)
+    assert guard.get_status()["time_until_recovery"] == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), "soon"])
+async def test_a_wait_that_is_none_counts_as_a_failure_and_says_what_is_wrong(wrong: Any) -> None:
+    guard = breaker(failure_threshold=5, retry_after=lambda outcome: wrong)
+
+    @guard
+    def fails() -> None:
+        raise ConnectionError
+
+    with pytest.raises((ValueError, TypeError), match="retry_after"):
+        fails()
+    assert counted(guard) == (0, 1)
+
+
+# ------------------------------------------------------------------ windows, ramps, states to start in
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"window": "hours"}, ValueError),
+        ({"window": 3}, TypeError),
+        ({"window_duration": 0.001}, ValueError),
+        ({"window_duration": 100_000}, ValueError),
+        ({"overdue_calls_enabled": 1}, TypeError),
+        ({"ramp_enabled": "yes"}, TypeError),
+        ({"initial_state": "ajar"}, ValueError),
+        ({"retry_after": 5}, TypeError),
+    ],
+)
+def test_a_wrong_value_of_a_new_kind_is_named(settings: dict[str, Any], kind: type[Exception]) -> None:
+    (field,) = settings
+    with pytest.raises(kind, match=field):
+        CircuitBreakerConfig(**settings)
+
+
+def test_a_state_to_start_in_may_be_a_member_or_its_value() -> None:
+    for state in CircuitState:
+        by_value = breaker(initial_state=state.value)
+        assert by_value.state is breaker(initial_state=state).state is state
+        assert by_value.config.initial_state is state
+        json.dumps(by_value.get_status())
+
+
+async def test_calls_that_hang_open_the_breaker_before_they_end() -> None:
+    clock = ManualClock()
+    config = CircuitBreakerConfig(
+        overdue_calls_enabled=True, slow_call_threshold=4, min_calls_before_evaluation=3
+    )
+    guard = CircuitBreaker(config, name=next(_names), clock=clock)
+    never = asyncio.Event()
+    hung = [asyncio.create_task(guard(never.wait)()) for _ in range(3)]
+    await asyncio.sleep(0)
+    clock.advance(5)
+    with pytest.raises(CircuitBreakerError):
+        await guard(never.wait)()
+    assert guard.metrics.slow_calls == 3
+    never.set()
+    await asyncio.gather(*hung)

@@ -63,12 +63,37 @@ class Breaker:
         return self.breaker._native.acquire()
 
     def end(self, permit: _native.CircuitBreakerPermit, how: str) -> None:
+        if how[0] == "R":
+            permit.failure(float(how[1:]))
+            return
         outcomes = {"S": "success", "F": "failure", "I": "ignore", "C": "cancel"}
         getattr(permit, outcomes[how])()
+
+    def sooner_or_later(self, word: str) -> None:
+        """Tries until chance does what the word asks for."""
+        for _ in range(100_000):
+            try:
+                permit = self.acquire()
+            except CircuitBreakerError:
+                if word == "O":
+                    return
+                continue
+            if word == "O":
+                # It says nothing about the dependency, so nothing has changed.
+                permit.ignore()
+            elif word[0] == "(":
+                self.in_flight[word[1:]] = permit
+                return
+            else:
+                self.end(permit, word)
+                return
+        raise AssertionError("chance never did it")
 
     def step(self, word: str) -> None:
         if word[0] == "w" and word[1:].replace(".", "").isdigit():
             self.clock.advance(float(word[1:]))
+        elif word[0] == "~":
+            self.sooner_or_later(word[1:])
         elif word[0] == "(":
             self.in_flight[word[1:]] = self.acquire()
         elif ")" in word:
@@ -100,6 +125,8 @@ class Breaker:
         elif what in ("cause", "would"):
             found = seen["cause" if what == "cause" else "would_open"]
             assert (found or "none") == expected
+        elif what == "share":
+            assert str(seen["ramp_share"] or "none") == expected
         else:
             name = {
                 "calls": "total_calls",

@@ -80,6 +80,27 @@ struct Judge {
     /// Whether the class of an exception alone tells if it is neutral: no metaclass has a say.
     goes_by_class: bool,
     is_failure: Option<Py<PyAny>>,
+    /// How many seconds a failure asks to be left alone, or None.
+    retry_after: Option<Py<PyAny>>,
+}
+
+impl Judge {
+    /// What a failure comes to; where the judge raises, it counts all the same.
+    fn failed(&self, outcome: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
+        let Some(retry_after) = &self.retry_after else {
+            return (Outcome::Failure, Ok(()));
+        };
+        let answer = retry_after.bind(outcome.py()).call1((outcome,));
+        let wait = answer.and_then(|answer| {
+            let seconds = |answer| config::seconds("retry_after", answer);
+            (!answer.is_none()).then(|| seconds(&answer)).transpose()
+        });
+        match wait {
+            Ok(None) => (Outcome::Failure, Ok(())),
+            Ok(Some(wait)) => (Outcome::RetryAfter(wait), Ok(())),
+            Err(raised) => (Outcome::Failure, Err(raised)),
+        }
+    }
 }
 
 /// One circuit breaker.
@@ -144,7 +165,7 @@ impl CircuitBreaker {
         }
         let judge = self.judge.load();
         let neutral = judge.neutral.as_ref()?;
-        if !judge.goes_by_class || judge.is_failure.is_some() {
+        if !judge.goes_by_class || judge.is_failure.is_some() || judge.retry_after.is_some() {
             return None;
         }
         let is_neutral = is(neutral.as_ptr());
@@ -168,9 +189,10 @@ impl CircuitBreaker {
                 Err(raised) => return (Outcome::Failure, Err(raised)),
             }
         }
-        match judge.is_failure {
-            None => (Outcome::Failure, Ok(())),
-            Some(_) => guarded::handling(error, || self.ask(error)),
+        match (&judge.is_failure, &judge.retry_after) {
+            (None, None) => (Outcome::Failure, Ok(())),
+            (None, Some(_)) => guarded::handling(error, || judge.failed(error)),
+            (Some(_), _) => guarded::handling(error, || self.ask(error)),
         }
     }
 
@@ -183,7 +205,7 @@ impl CircuitBreaker {
         let answer = is_failure.bind(outcome.py()).call1((outcome,));
         match answer.and_then(|answer| answer.is_truthy()) {
             Ok(false) => (Outcome::Success, Ok(())),
-            Ok(true) => (Outcome::Failure, Ok(())),
+            Ok(true) => judge.failed(outcome),
             Err(raised) => (Outcome::Failure, Err(raised)),
         }
     }
@@ -204,21 +226,29 @@ impl CircuitBreaker {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let judge = self.judge.load();
         visit.call(&judge.neutral)?;
-        visit.call(&judge.is_failure)
+        visit.call(&judge.is_failure)?;
+        visit.call(&judge.retry_after)
     }
 
     fn __clear__(&self) {
         self.judge.store(Arc::default());
     }
 
-    /// Exceptions of these classes are neutral; `is_failure` is asked about all others and results.
-    fn judge_by(&self, neutral: &Bound<'_, PyTuple>, is_failure: Option<Py<PyAny>>) {
+    /// Exceptions of these classes are neutral; `is_failure` is asked about all others and results,
+    /// `retry_after` about failures.
+    fn judge_by(
+        &self,
+        neutral: &Bound<'_, PyTuple>,
+        is_failure: Option<Py<PyAny>>,
+        retry_after: Option<Py<PyAny>>,
+    ) {
         let judges_results = is_failure.is_some();
         let plain = neutral.py().get_type::<PyType>();
         self.judge.store(Arc::new(Judge {
             neutral: Some(neutral.clone().unbind()),
             goes_by_class: neutral.iter().all(|class| class.get_type().is(&plain)),
             is_failure,
+            retry_after,
         }));
         self.judges_results.store(judges_results, Ordering::Release);
     }

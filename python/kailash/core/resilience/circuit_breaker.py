@@ -108,7 +108,8 @@ class CircuitBreakerConfig:
     a rate, slow calls, or the counting of cancelled calls. `window="time"` makes the rates look at
     the last `window_duration` instead of the last `window_size` calls. With `overdue_calls_enabled` a
     call counts as slow while it still runs; with `ramp_enabled` a growing share of the calls passes
-    before the breaker closes.
+    before the breaker closes. `retry_after` is asked about each failure how many seconds the
+    dependency wants to be left alone, if it says so: that is then how long an opening lasts.
     """
 
     failure_threshold: int = 5
@@ -133,6 +134,7 @@ class CircuitBreakerConfig:
     overdue_calls_enabled: bool = False
     ramp_enabled: bool = False
     initial_state: CircuitState = CircuitState.CLOSED
+    retry_after: Callable[[Any], float | None] | None = None
 
     def __post_init__(self) -> None:
         excluded = self.excluded_exceptions
@@ -146,6 +148,8 @@ class CircuitBreakerConfig:
         object.__setattr__(self, "excluded_exceptions", list(excluded))
         if self.is_failure is not None and not callable(self.is_failure):
             raise ConfigTypeError("is_failure", self.is_failure, "a function or None")
+        if self.retry_after is not None and not callable(self.retry_after):
+            raise ConfigTypeError("retry_after", self.retry_after, "a function or None")
         _native.check_circuit_breaker_config(self)
         object.__setattr__(self, "initial_state", CircuitState(self.initial_state))
 
@@ -227,7 +231,7 @@ class CircuitBreaker:
     def _configure(self, config: CircuitBreakerConfig) -> None:
         self._config = config
         neutral: tuple[type[BaseException], ...] = (RejectionError, *config.excluded_exceptions)
-        self._native.judge_by(neutral, config.is_failure)
+        self._native.judge_by(neutral, config.is_failure, config.retry_after)
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.name!r} {self.state.value}>"
@@ -273,7 +277,8 @@ class CircuitBreaker:
             each.__qualname__ for each in self._config.excluded_exceptions
         ]
         config["initial_state"] = self._config.initial_state.value
-        config["is_failure"] = self._config.is_failure and repr(self._config.is_failure)
+        for judge in ("is_failure", "retry_after"):
+            config[judge] = config[judge] and repr(config[judge])
         return {
             "name": self.name,
             "state": counted["state"],
