@@ -18,7 +18,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use kailash::bulkhead::*;
 use kailash::circuit_breaker::{self, CircuitBreaker, State};
 use kailash::clock::Clock;
-use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService, CallError, ignoring_refusals};
+use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService, CallError, RefusalIsIgnored};
 use kailash::layer::circuit_breaker::CircuitBreakerLayer;
 use tokio::task::yield_now;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -433,7 +433,7 @@ async fn a_full_partition_is_neutral_to_a_breaker_around_it_and_keeps_no_probe()
     let (clock, hand) = Clock::manual();
     let breaker = CircuitBreaker::with_clock("b", config, clock).unwrap();
     let (guarded, _) = guarded(&BulkheadLayer::new(partition.clone()));
-    let layer = CircuitBreakerLayer::with_classifier(breaker.clone(), ignoring_refusals);
+    let layer = CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored);
     let mut service = layer.layer(guarded);
     let mut call = async |work| service.ready().await?.call(work).await;
     type Refused = circuit_breaker::CallError<CallError<&'static str>>;

@@ -30,6 +30,7 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::circuit_breaker::Classify;
 use crate::bulkhead::{
     Admission, Closed, Full, OwnedPermit, Partition, RunError, TimedOut, Waiting,
 };
@@ -535,27 +536,38 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
 /// the dependency; a timeout and the call's own error are failures.
 ///
 /// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
 /// use kailash::circuit_breaker::{CircuitBreaker, Config};
-/// use kailash::layer::bulkhead::{BulkheadLayer, ignoring_refusals};
+/// use kailash::layer::bulkhead::{BulkheadLayer, RefusalIsIgnored};
 /// use kailash::layer::circuit_breaker::CircuitBreakerLayer;
-/// use tower::ServiceBuilder;
+/// use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 ///
-/// # fn main() -> Result<(), kailash::ConfigError> {
 /// let breaker = CircuitBreaker::new("database", Config::default())?;
 /// let partition = Partition::new(PartitionConfig::new("database", PartitionType::Database))?;
-/// let stack = ServiceBuilder::new()
-///     .layer(CircuitBreakerLayer::with_classifier(breaker, ignoring_refusals))
-///     .layer(BulkheadLayer::new(partition));
-/// # let _ = stack.service_fn(async |id: u32| Ok::<_, std::io::Error>(id));
-/// # Ok(())
-/// # }
+/// let mut service = ServiceBuilder::new()
+///     .layer(CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored))
+///     .layer(BulkheadLayer::new(partition.clone()))
+///     .service_fn(async |id: u32| Ok::<_, std::io::Error>(id));
+/// partition.close();
+/// for _ in 0..100 {
+///     assert!(service.ready().await?.call(7).await.is_err());
+/// }
+/// assert_eq!(breaker.snapshot().failures, 0);
+/// # Ok::<(), BoxError>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 /// ```
-pub fn ignoring_refusals<T, E>(result: &Result<T, CallError<E>>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Success,
-        Err(CallError::Full(_) | CallError::Closed(_)) => Outcome::Ignored,
-        Err(CallError::TimedOut(_) | CallError::Inner(_)) => Outcome::Failure,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefusalIsIgnored;
+
+impl<T, E> Classify<T, CallError<E>> for RefusalIsIgnored {
+    fn classify(&self, result: &Result<T, CallError<E>>) -> Outcome {
+        match result {
+            Ok(_) => Outcome::Success,
+            Err(CallError::Full(_) | CallError::Closed(_)) => Outcome::Ignored,
+            Err(CallError::TimedOut(_) | CallError::Inner(_)) => Outcome::Failure,
+        }
     }
 }
 
