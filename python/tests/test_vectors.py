@@ -203,6 +203,7 @@ class Layers:
             raise Failed
         if letter == "T":
             # The timeout is over at once, by a clock that says how long it took.
+            assert self.timeout is not None
             self.clock.advance(self.timeout)
             async with asyncio.timeout(0):
                 await asyncio.Event().wait()
@@ -228,7 +229,7 @@ class Layers:
 
 
 def letter(error: BaseException | None) -> str:
-    known = [
+    known: list[tuple[Any, str]] = [
         (type(None), "S"),
         (Failed, "F"),
         (TimeoutError, "T"),
