@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
+use kailash::layer::bulkhead as kailash_layer;
 use tokio::sync::Semaphore;
 use tower::limit::ConcurrencyLimit;
 use tower::load_shed::LoadShed;
@@ -63,6 +64,13 @@ fn free(table: &mut Table<'_>) {
             }
         });
     });
+    let layer = kailash_layer::BulkheadLayer::new(partition(SLOTS as u32));
+    requests(
+        table,
+        Ours,
+        "kailash, tower layer",
+        layer.layer(service_fn(serve)),
+    );
     let semaphore = Semaphore::new(SLOTS);
     table.case(Peer, "tokio's Semaphore, try_acquire", move |calls| {
         for _ in 0..calls {
@@ -96,6 +104,15 @@ fn full(table: &mut Table<'_>) {
             black_box(&slots.try_acquire().is_err());
         }
     });
+    let slots = partition(1);
+    let layer = kailash_layer::BulkheadLayer::new(slots.clone()).rejecting();
+    std::mem::forget(slots.try_acquire_owned().expect("it is free"));
+    requests(
+        table,
+        Ours,
+        "kailash, tower layer",
+        layer.layer(service_fn(serve)),
+    );
     let semaphore = Semaphore::new(0);
     table.case(Peer, "tokio's Semaphore, try_acquire", move |calls| {
         for _ in 0..calls {

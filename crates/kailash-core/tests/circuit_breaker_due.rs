@@ -87,6 +87,32 @@ fn a_timer_learns_when_an_opening_and_a_lease_end_and_carries_it_out() {
 }
 
 #[test]
+fn a_call_tells_the_changes_that_were_due_before_it() {
+    let machine = Machine::new(&config()).unwrap();
+    let changes = |now| {
+        let (result, news) = machine.try_acquire(now, DRAW);
+        let told: Vec<_> = news.into_iter().map(|news| (news.to, news.at)).collect();
+        (result.map(|permit| permit.is_probe()).ok(), told)
+    };
+    assert_eq!(changes(at(0)), (Some(false), vec![]));
+    end(&machine, Outcome::Failure, at(0));
+    assert_eq!(changes(at(9)), (None, vec![]));
+    assert_eq!(
+        changes(at(10)),
+        (Some(true), vec![(State::HalfOpen, at(10))])
+    );
+    assert_eq!(changes(at(11)), (Some(true), vec![]));
+    // The first probe lapsed at 15; the second opening, twice as long, is over at 35.
+    assert_eq!(
+        changes(at(40)),
+        (
+            Some(true),
+            vec![(State::Open, at(15)), (State::HalfOpen, at(35))]
+        )
+    );
+}
+
+#[test]
 fn what_never_ends_is_never_due() {
     let machine = Machine::new(&Config {
         recovery_timeout: Duration::MAX,
