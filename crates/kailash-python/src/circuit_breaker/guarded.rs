@@ -25,6 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use kailash::circuit_breaker::{Outcome, Permit, Rejected};
+use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -52,6 +53,7 @@ unsafe extern "C" {
 static FUNCTION: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static STOP_VALUE: PyOnceLock<StopValue> = PyOnceLock::new();
 
 /// Makes the two types and puts them into the module.
 pub(crate) fn add_types(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -59,6 +61,8 @@ pub(crate) fn add_types(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let types = py.import("types")?;
     let method = types.getattr("MethodType")?.cast_into::<PyType>()?;
     METHOD.get_or_init(py, || method.unbind());
+    let value = StopValue::of(&py.get_type::<PyStopIteration>().getattr("value")?);
+    STOP_VALUE.get_or_init(py, || value);
     for (cell, made) in [
         (&FUNCTION, function_type(py)?),
         (&COROUTINE, coroutine_type(py)?),
@@ -747,6 +751,36 @@ unsafe fn step(slf: Object, value: Object, stop: impl FnOnce(Object)) -> Object 
 /// coroutine that is not Python's own ends by one.
 static SPARE_STOP: AtomicPtr<ffi::PyObject> = AtomicPtr::new(null_mut());
 
+/// What sets the value of a `StopIteration`, found once: to look it up for each costs twice as much.
+struct StopValue {
+    descriptor: Py<PyAny>,
+    set: ffi::descrsetfunc,
+}
+
+impl StopValue {
+    fn of(descriptor: &Bound<'_, PyAny>) -> Self {
+        // SAFETY: a slot of this name holds a function of this type, and a member that can be
+        // written has one.
+        let set = unsafe {
+            let set = ffi::PyType_GetSlot(descriptor.get_type_ptr(), ffi::Py_tp_descr_set);
+            std::mem::transmute::<*mut c_void, Option<ffi::descrsetfunc>>(set)
+        };
+        Self {
+            descriptor: descriptor.clone().unbind(),
+            set: set.expect("the value of a StopIteration can be written"),
+        }
+    }
+
+    unsafe fn set(stop: Object, value: Object) -> bool {
+        // SAFETY: called by slots, with a `StopIteration`.
+        unsafe {
+            let this = STOP_VALUE.get(attached());
+            let this = this.expect("found when the module was made");
+            (this.set)(this.descriptor.as_ptr(), stop, value) == 0
+        }
+    }
+}
+
 /// Raises a `StopIteration` that carries this value, and takes it.
 unsafe fn stop(this: *mut Coroutine, value: Object) {
     // SAFETY: called by slots, with an owned reference.
@@ -756,8 +790,7 @@ unsafe fn stop(this: *mut Coroutine, value: Object) {
         if stop.is_null() {
             stop = ffi::PyObject_CallFunctionObjArgs(ffi::PyExc_StopIteration, none);
         }
-        let name = intern!(attached(), "value").as_ptr();
-        if stop.is_null() || ffi::PyObject_SetAttr(stop, name, value) != 0 {
+        if stop.is_null() || !StopValue::set(stop, value) {
             ffi::Py_XDECREF(stop);
         } else {
             (*this).stop = ffi::Py_NewRef(stop);
@@ -780,8 +813,7 @@ unsafe fn spare(this: *mut Coroutine) {
         let is_fresh = traceback.is_null() && context.is_null() && ffi::Py_REFCNT(stop) == 1;
         ffi::Py_XDECREF(traceback);
         ffi::Py_XDECREF(context);
-        let name = intern!(attached(), "value").as_ptr();
-        let other = if is_fresh && ffi::PyObject_SetAttr(stop, name, ffi::Py_None()) == 0 {
+        let other = if is_fresh && StopValue::set(stop, ffi::Py_None()) {
             SPARE_STOP.swap(stop, Ordering::Relaxed)
         } else {
             stop
