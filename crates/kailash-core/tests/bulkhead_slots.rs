@@ -1,7 +1,5 @@
 //! What the word of a partition's slots counts, and what it answers at its edges.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
-
 use kailash_core::bulkhead::{
     Occupancy, PartitionConfig, PartitionType, Queue, QueueOrder, Released, Slots,
 };
