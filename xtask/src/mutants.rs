@@ -17,6 +17,11 @@ pub(crate) fn run(shard: Option<&str>) -> Outcome {
     setup::cargo_tool("cargo-mutants")?;
     let folder = target().join("mutants");
     fs::create_dir_all(&folder)?;
+    // What an earlier run left says nothing about this one.
+    let outcomes = folder.join("mutants.out/outcomes.json");
+    if outcomes.is_file() {
+        fs::remove_file(&outcomes)?;
+    }
     let core = ["mutants", "--package", "kailash-core"];
     // Tests in files of their own; cargo-mutants knows those that are marked where they stand.
     let without = ["--exclude=**/*_tests.rs", "--exclude=**/*model.rs"];
@@ -36,7 +41,6 @@ pub(crate) fn run(shard: Option<&str>) -> Outcome {
     };
     // It fails wherever a mutant was missed; what counts is the share, below.
     let ran = mutants.run();
-    let outcomes = folder.join("mutants.out/outcomes.json");
     let Ok(outcomes) = fs::read_to_string(&outcomes) else {
         return Err(format!("cargo-mutants left no outcomes: {ran:?}").into());
     };
