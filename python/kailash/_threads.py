@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from weakref import WeakSet
 
+from kailash import _native
 from kailash._process import at_exit, in_forked_child
 
 __all__ = ["Threads"]
@@ -28,12 +29,8 @@ class Threads:
         _every.add(self)
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._started = 0
-        # Threads that have no job in the queue waiting for them, and jobs that no thread waits for.
-        self._idle = 0
-        self._backlog = 0
+        self._jobs = _native.JobQueue(self._most)
+        self._numbers = itertools.count(1)
         self._threads: set[threading.Thread] = set()
 
     @property
@@ -43,71 +40,45 @@ class Threads:
 
     def resize(self, most: int) -> None:
         """Changes how many threads there may be; surplus ones end after their job."""
-        with self._lock:
-            self._most = most
-            missing = min(self._backlog, most - len(self._threads))
-            self._backlog -= max(missing, 0)
-        for _ in range(missing):
-            self._start()
+        self._most = most
+        for missing in range(self._jobs.resize(most), 0, -1):
+            try:
+                self._start()
+            except RuntimeError:
+                # The work goes on in the threads there are.
+                for _ in range(missing):
+                    self._jobs.without_thread(None)
+                return
 
     def submit(self, job: Callable[[], object]) -> None:
         """Has a thread run `job`, which must not raise. RuntimeError if none can be started."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-                starts = False
-            elif len(self._threads) < self._most:
-                starts = True
-            else:
-                self._backlog += 1
-                starts = False
-        if starts:
-            self._start()
-        self._jobs.put(job)
+        if self._jobs.put(job):
+            try:
+                self._start()
+            except RuntimeError:
+                if self._jobs.without_thread(job):
+                    raise
 
     def _start(self) -> None:
-        with self._lock:
-            self._started += 1
-            name = f"{self._name}-{self._started}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
+        name = f"{self._name}-{next(self._numbers)}"
+        thread = threading.Thread(target=self._work, args=(self._jobs,), name=name, daemon=True)
+        self._threads.add(thread)
+        try:
             thread.start()
-            self._threads.add(thread)
+        except RuntimeError:
+            self._threads.discard(thread)
+            raise
 
-    def _work(self) -> None:
-        jobs, lock = self._jobs, self._lock
-        while True:
-            try:
-                job = jobs.get(timeout=_IDLE)
-            except Empty:
-                with lock:
-                    # Not idle means that a job is on its way to this thread.
-                    if not self._idle:
-                        continue
-                    self._idle -= 1
-                    self._threads.discard(threading.current_thread())
-                    return
-            if job is None:
-                with lock:
-                    self._threads.discard(threading.current_thread())
-                return
+    def _work(self, jobs: _native.JobQueue) -> None:
+        while (job := jobs.get(_IDLE)) is not None:
             job()
             del job
-            with lock:
-                if self._backlog:
-                    self._backlog -= 1
-                elif len(self._threads) > self._most:
-                    self._threads.discard(threading.current_thread())
-                    return
-                else:
-                    self._idle += 1
+        self._threads.discard(threading.current_thread())
 
     def close(self) -> list[threading.Thread]:
         """Tells the threads to end once they are done; answers those that there are."""
-        with self._lock:
-            threads = list(self._threads)
-        for _ in threads:
-            self._jobs.put(None)
-        return threads
+        self._jobs.close()
+        return list(self._threads)
 
 
 @in_forked_child

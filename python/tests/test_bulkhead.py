@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
+import inspect
 import itertools
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +21,17 @@ from kailash.core.resilience.bulkhead import (
     BulkheadManager,
     BulkheadPartition,
     BulkheadRejectionError,
+    CeilingMetrics,
+    Drained,
     PartitionConfig,
+    PartitionEvent,
     PartitionType,
     current_partition,
     execute_with_bulkhead,
     get_bulkhead_manager,
 )
 from kailash.core.resilience.circuit_breaker import CircuitBreakerError, get_circuit_breaker
-from waiting import until
+from waiting import until, until_sync
 
 _names = (f"partition-{n}" for n in itertools.count())
 
@@ -436,6 +442,316 @@ async def test_a_block_left_in_another_context_gives_its_slot_back() -> None:
     await until(lambda: is_empty(it))
 
 
+# ------------------------------------------------------------------ decorating
+
+
+async def test_a_decorated_function_stays_what_it_was() -> None:
+    it = partition(2)
+
+    @it
+    async def double(n: int, *, plus: int = 0) -> int:
+        """Doubles."""
+        await asyncio.sleep(0)
+        assert current_partition() is it and it.metrics.active_operations == 1
+        return 2 * n + plus
+
+    @it
+    def half(n: int) -> tuple[float, str]:
+        assert current_partition() is it and it.metrics.active_operations == 1
+        return n / 2, threading.current_thread().name
+
+    class Service:
+        factor = 3
+
+        @it
+        async def method(self, n: int) -> int:
+            return self.factor * n
+
+        @it
+        def sync_method(self, n: int) -> int:
+            return self.factor * n
+
+        @it
+        @staticmethod
+        async def static(n: int) -> int:
+            return n
+
+        @it
+        @classmethod
+        def of_class(cls, n: int) -> int:
+            return cls.factor * n
+
+    assert double.__name__ == "double" and double.__doc__ == "Doubles."
+    assert str(inspect.signature(double)) == "(n: 'int', *, plus: 'int' = 0) -> 'int'"
+    assert inspect.iscoroutinefunction(double) and not inspect.iscoroutinefunction(half)
+    assert await double(4, plus=1) == 9
+    assert half(4) == (2, threading.current_thread().name)
+    service = Service()
+    assert inspect.iscoroutinefunction(service.method)
+    assert (await service.method(2), service.sync_method(2)) == (6, 6)
+    assert (await service.static(2), service.of_class(2)) == (2, 6)
+    assert await it(functools.partial(asyncio.sleep, 0))(4) == 4
+    assert current_partition() is None and is_empty(it)
+    assert it.metrics.successful_operations == 7
+    for wrong in (5, double(1)):
+        with pytest.raises(TypeError):
+            it(wrong)  # type: ignore[type-var]
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match="generator"):
+        it(generator)
+
+
+async def test_a_decorated_async_function_queues_and_is_timed() -> None:
+    it, order = partition(1, timeout=0.05), []
+
+    @it
+    async def append(n: int) -> None:
+        await asyncio.sleep(0)
+        order.append(n)
+
+    await asyncio.gather(*(append(n) for n in range(20)))
+    assert order == list(range(20)) and is_empty(it)
+
+    @it
+    async def hang() -> None:
+        await asyncio.sleep(20)
+
+    with pytest.raises(TimeoutError, match=it.name):
+        await hang()
+    it.acquire()
+    with pytest.raises(BulkheadFullError) as caught:
+        await hang()
+    assert caught.value.reason == "waited"
+    it.release()
+
+
+def test_a_decorated_sync_function_waits_for_its_slot_in_the_callers_thread() -> None:
+    it, order = partition(1, queue_size=5), []
+
+    @it
+    def append(n: int) -> None:
+        order.append((n, threading.current_thread().name))
+
+    it.acquire()
+    threads = [threading.Thread(target=append, args=(n,), name=f"caller-{n}") for n in range(3)]
+    for n, thread in enumerate(threads):
+        thread.start()
+        until_sync(lambda n=n: it.metrics.queued_operations == n + 1)
+    it.release()
+    for thread in threads:
+        thread.join()
+    assert order == [(n, f"caller-{n}") for n in range(3)] and is_empty(it)
+
+    short = partition(1, timeout=0.02)
+    short.acquire()
+    with pytest.raises(BulkheadFullError) as caught:
+        short(lambda: order.clear())()
+    assert caught.value.reason == "waited" and is_empty_but(short, 1) and order
+
+
+def is_empty_but(it: BulkheadPartition, active: int) -> bool:
+    return (it.metrics.active_operations, it.metrics.queued_operations) == (active, 0)
+
+
+async def test_a_decorated_sync_function_never_stops_an_event_loop() -> None:
+    it = partition(1)
+    it.acquire()
+    with pytest.raises(BulkheadFullError) as caught:
+        it(lambda: 1)()
+    assert caught.value.reason == "busy"
+    assert it.metrics.queued_operations == 0
+    it.release()
+    assert it(lambda: 1)() == 1
+
+    def fail() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        it(fail)()
+    assert is_empty(it) and it.metrics.failed_operations == 1
+
+
+async def test_an_awaitable_that_a_decorated_function_returns_holds_its_slot() -> None:
+    it, go = partition(2), asyncio.Event()
+
+    async def wait() -> bool:
+        assert current_partition() is it
+        return await go.wait()
+
+    @it
+    def coroutine() -> Any:
+        return wait()
+
+    @it
+    def future() -> Any:
+        return asyncio.ensure_future(go.wait())
+
+    waits = [asyncio.ensure_future(coroutine()), future()]
+    await asyncio.sleep(0)
+    assert isinstance(waits[1], asyncio.Future) and is_empty_but(it, 2)
+    go.set()
+    assert await asyncio.gather(*waits) == [True, True]
+    await until(lambda: is_empty(it))
+
+
+async def test_a_decorated_function_is_behind_the_partitions_breaker() -> None:
+    it = partition(1, circuit_breaker_enabled=True)
+
+    @it
+    async def fail() -> None:
+        raise ConnectionError
+
+    @it
+    def fail_here() -> None:
+        raise ConnectionError
+
+    for n in range(5):
+        with pytest.raises(ConnectionError):
+            await fail() if n % 2 else fail_here()
+    with pytest.raises(CircuitBreakerError):
+        await fail()
+    with pytest.raises(CircuitBreakerError):
+        fail_here()
+    assert is_empty(it)
+
+
+async def test_a_block_of_another_partition_entered_in_the_first_step_is_kept() -> None:
+    it, other = partition(), partition()
+
+    async def nested() -> None:
+        async with other:
+            await asyncio.sleep(0)
+            assert current_partition() is other
+        assert current_partition() is it
+
+    await it.execute(nested)
+    await it(nested)()
+    it.acquire()
+    queued = asyncio.ensure_future(it.execute(nested))
+    await asyncio.sleep(0)
+    it.release()
+    await queued
+    assert current_partition() is None and is_empty(it) and is_empty(other)
+
+
+# ------------------------------------------------------------------ telling
+
+
+async def test_listeners_are_told_what_happens() -> None:
+    it, heard = partition(1, queue_size=1), []
+    broken: list[PartitionEvent] = []
+
+    def fail(event: PartitionEvent) -> None:
+        broken.append(event)
+        raise ValueError
+
+    async def listen(event: PartitionEvent) -> None:
+        heard.append(event)
+
+    it.add_listener(fail)
+    it.add_listener(listen)
+    it.acquire()
+    queued = asyncio.ensure_future(it.execute(asyncio.sleep, 0))
+    await asyncio.sleep(0)
+    with pytest.raises(BulkheadFullError):
+        await it.execute(asyncio.sleep, 0)
+    it.release()
+    await queued
+    with pytest.raises(TimeoutError):
+        await it.execute(asyncio.sleep, 20, timeout=0.01)
+    await it.shutdown()
+    kinds = ["started", "queued", "rejected", "ended", "started", "ended"]
+    kinds += ["started", "timed_out", "ended", "closed"]
+    await until(lambda: len(heard) == len(kinds) == len(broken))
+    assert [event.kind for event in heard] == kinds
+    assert heard[2] == PartitionEvent(it.name, "rejected", reason="queue_full")
+    assert all((event.ran is not None) == (event.kind == "ended") for event in heard)
+    with pytest.raises(TypeError):
+        it.add_listener(5)  # type: ignore[arg-type]
+
+
+async def test_a_listener_that_was_removed_hears_no_more() -> None:
+    it, first, second = partition(1), [], []
+    it.add_listener(first.append)
+    it.add_listener(second.append)
+    it.acquire()
+    await until(lambda: first and second)
+    it.remove_listener(first.append)
+    it.remove_listener(print)
+    it.release()
+    await until(lambda: len(second) == 2)
+    assert [event.kind for event in first] == ["started"]
+
+
+async def test_a_partition_that_was_listened_to_can_be_forgotten() -> None:
+    it, heard = partition(1), []
+    it.add_listener(heard.append)
+    it.acquire()
+    await until(lambda: heard)
+    still_there = weakref.ref(it)
+    del it
+    gc.collect()
+    assert still_there() is None
+
+
+async def test_the_status_tells_how_long_calls_waited_and_ran() -> None:
+    it = partition(1)
+    it.acquire()
+    queued = asyncio.ensure_future(it.execute(asyncio.sleep, 0.001))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
+    it.release()
+    await queued
+    metrics = it.metrics
+    assert metrics.rejected_operations == 0 and metrics.total_operations == 2
+    assert 0 < metrics.wait_p99 and 0 < metrics.run_p50 <= metrics.run_p99
+    assert 0 < metrics.avg_execution_time <= metrics.max_execution_time
+    status = it.get_status()
+    assert status["metrics"]["run_p99"] == metrics.run_p99
+    assert status["config"]["queue_order"] == "fifo"
+    assert status["config"]["reject_hopeless"] is False
+
+
+# ------------------------------------------------------------------ under one ceiling
+
+
+async def test_partitions_under_a_ceiling_share_it_by_priority() -> None:
+    manager = get_bulkhead_manager().under_ceiling(2)
+    assert get_bulkhead_manager().ceiling is None
+    critical, background = map(manager.get_partition, ("critical", "background"))
+    assert background is not get_bulkhead_manager().get_partition("background")
+    critical.acquire()
+    background.acquire()
+    with pytest.raises(BulkheadFullError) as caught:
+        critical.acquire()
+    assert caught.value.reason == "ceiling"
+    order: list[str] = []
+
+    async def append(name: str) -> None:
+        order.append(name)
+
+    waits = [asyncio.ensure_future(background.execute(append, "background"))]
+    waits += [asyncio.ensure_future(critical.execute(append, "critical"))]
+    await asyncio.sleep(0)
+    assert manager.ceiling == CeilingMetrics(active=2, limit=2, held_up=2, peak_active=2)
+    background.release()
+    await asyncio.gather(*waits)
+    assert order == ["critical", "background"]
+    manager.set_ceiling(1)
+    critical.release()
+    assert manager.ceiling == CeilingMetrics(active=0, limit=1, held_up=0, peak_active=2)
+    for wrong, kind in ((0, ValueError), (2**40, ValueError), (1.5, TypeError)):
+        with pytest.raises(kind):
+            manager.set_ceiling(wrong)  # type: ignore[arg-type]
+        with pytest.raises(kind):
+            manager.under_ceiling(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        get_bulkhead_manager().set_ceiling(5)
+
+
 # ------------------------------------------------------------------ changing and ending
 
 
@@ -458,6 +774,54 @@ async def test_a_new_configuration_is_live_and_keeps_calls_and_queue() -> None:
     with pytest.raises(BulkheadFullError) as caught:
         it.acquire()
     assert caught.value.reason == "closed"
+    fresh = manager.configure_partition(large)
+    assert fresh is not it and manager.get_partition(name) is fresh
+    assert await fresh.execute(lambda: 1) == 1
+
+
+async def test_the_end_of_a_partition_says_what_was_left() -> None:
+    it, release = partition(1), threading.Event()
+    running = asyncio.ensure_future(it.execute(release.wait, 20))
+    await until(lambda: it.metrics.active_operations == 1)
+    queued = asyncio.ensure_future(it.execute(asyncio.sleep, 0))
+    await asyncio.sleep(0)
+    assert await it.shutdown(within=0.01) == Drained(it.name, turned_away=1, left=1)
+    with pytest.raises(BulkheadFullError):
+        await queued
+    release.set()
+    assert await running is True
+    assert await it.shutdown() == Drained(it.name, turned_away=0, left=0)
+
+
+async def test_threads_are_named_and_idle_ones_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kailash._threads._IDLE", 0.01)
+    it, meet = partition(3), threading.Barrier(3, timeout=20)
+
+    def name() -> str:
+        meet.wait()
+        return threading.current_thread().name
+
+    names = await asyncio.gather(*(it.execute(name) for _ in range(3)))
+    assert sorted(names) == [f"kailash-{it.name}-{n}" for n in (1, 2, 3)]
+    await until(lambda: it.get_status()["resources"]["thread_pool_active"] == 0)
+    assert await it.execute(lambda: "again") == "again"
+
+
+async def test_a_thread_that_the_system_does_not_grant_refuses_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it, started = partition(2), []
+
+    def none_left(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(BulkheadFullError) as caught:
+            await it.execute(started.append, 1)
+    assert caught.value.reason == "no_thread" and is_empty(it)
+    await it.execute(started.append, 2)
+    assert started == [2]
 
 
 async def test_more_threads_start_at_once_when_the_configuration_allows_them() -> None:
@@ -504,34 +868,112 @@ async def test_a_burst_is_refused_at_once_and_leaves_nothing_behind() -> None:
     )
     refused = [result for result in results if isinstance(result, BulkheadFullError)]
     assert len(refused) == 9_880 and results.count(None) == 120 and is_empty(it)
+    assert {error.reason for error in refused} == {"queue_full"}
+    metrics = it.metrics
+    assert (metrics.total_operations, metrics.rejected_operations) == (120, 9_880)
+    assert (metrics.successful_operations, metrics.peak_active_operations) == (120, 20)
 
 
 async def test_ten_thousand_calls_over_three_loops_and_eight_threads() -> None:
     it, done = partition(16, queue_size=10_000, max_threads=8), itertools.count()
+    names: set[str] = set()
 
     async def work() -> None:
         await asyncio.sleep(0)
         next(done)
 
-    async def many() -> None:
-        calls = [it.execute(work if n % 4 else lambda: next(done)) for n in range(3_334)]
-        await asyncio.gather(*calls)
+    def blocking() -> None:
+        names.add(threading.current_thread().name)
+        next(done)
 
-    loops = [threading.Thread(target=asyncio.run, args=(many(),)) for _ in range(3)]
+    async def many(calls: int) -> None:
+        kinds = (work, blocking, it(work), blocking)
+        await asyncio.gather(
+            *(
+                kinds[n % 4]() if n % 4 == 2 else it.execute(kinds[n % 4])
+                for n in range(calls)
+            )
+        )
+
+    loops = [
+        threading.Thread(target=asyncio.run, args=(many(calls),)) for calls in (3_334, 3_333, 3_333)
+    ]
     for loop in loops:
         loop.start()
     for loop in loops:
         await asyncio.to_thread(loop.join)
-    assert next(done) == 10_002 and is_empty(it)
-    assert it.metrics.peak_active_operations <= 16
+    metrics = it.metrics
+    assert next(done) == 10_000 and is_empty(it) and len(names) <= 8
+    assert (metrics.total_operations, metrics.successful_operations) == (10_000, 10_000)
+    assert (metrics.failed_operations, metrics.rejected_operations) == (0, 0)
+    assert metrics.peak_active_operations <= 16
 
 
-async def test_blocking_work_in_one_partition_does_not_delay_another() -> None:
-    busy, free, release = partition(50), partition(5), threading.Event()
-    hogs = [asyncio.ensure_future(busy.execute(release.wait, 20)) for _ in range(50)]
+@pytest.mark.parametrize("is_free", [True, False], ids=["free", "queued"])
+@pytest.mark.parametrize("kind", ["async", "sync", "awaitable", "block", "decorated"])
+async def test_cancelled_at_any_await_point_a_call_leaves_its_slot_free(
+    kind: str, is_free: bool
+) -> None:
+    it = partition(1)
+    events = [threading.Event()]
+
+    async def work() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def block() -> None:
+        async with it:
+            await work()
+
+    calls: dict[str, Callable[[], Any]] = {
+        "async": lambda: it.execute(work),
+        "sync": lambda: it.execute(lambda: events[-1].wait(20)),
+        "awaitable": lambda: it.execute(lambda: work()),
+        "block": block,
+        "decorated": it(work),
+    }
+    for steps in range(14):
+        events.append(threading.Event())
+        if not is_free:
+            it.acquire()
+        task = asyncio.ensure_future(calls[kind]())
+        for step in range(steps):
+            if step == 3:
+                # Cancelled before that, it was queued; after that, it has had its turn.
+                if not is_free:
+                    it.release()
+                events[-1].set()
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        events[-1].set()
+        if steps <= 3 and not is_free:
+            assert is_empty_but(it, 1)
+            it.release()
+        await until(lambda: is_empty(it))
+        it.acquire()
+        it.release()
+    gc.collect()
+    assert await it.execute(lambda: "still works") == "still works"
+
+
+async def test_a_partition_that_drowns_in_blocking_calls_harms_no_other() -> None:
+    busy, free = partition(50, queue_size=150, timeout=60), partition(5, queue_size=0)
+    release, started = threading.Event(), itertools.count()
+
+    def block() -> bool:
+        next(started)
+        return release.wait(20)
+
+    hogs = [asyncio.ensure_future(busy.execute(block)) for _ in range(200)]
     await until(lambda: busy.metrics.active_operations == 50)
-    began = time.monotonic()
-    assert await free.execute(lambda: "quick") == "quick"
-    assert time.monotonic() - began < 1
+    assert busy.metrics.queued_operations == 150
+    answers = [await free.execute(lambda n=n: n) for n in range(100)]
+    assert answers == list(range(100))
+    assert [await free.execute(asyncio.sleep, 0, n) for n in range(100)] == answers
+    metrics = free.metrics
+    # Nobody waited, and with no queue nobody could have: each found a slot of its own at once.
+    assert (metrics.successful_operations, metrics.rejected_operations) == (200, 0)
+    assert metrics.wait_p99 == 0 and next(started) == 50
     release.set()
-    await asyncio.gather(*hogs)
+    assert await asyncio.gather(*hogs) == [True] * 200 and is_empty(busy)

@@ -337,3 +337,66 @@ def test_other_threads_run_while_a_call_waits_in_rust() -> None:
         silent.close()
         """
     )
+
+
+def test_a_forked_child_tells_its_own_listeners() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.bulkhead import *
+    part = get_bulkhead_manager().get_partition("api")
+    heard = []
+    part.add_listener(lambda event: heard.append(event.kind))
+
+    def child():
+        heard.clear()
+        part.acquire()
+        end = time.monotonic() + 10
+        while heard != ["started"]:
+            assert time.monotonic() < end, heard
+            time.sleep(0.01)
+
+    in_child(child)
+    assert part.metrics.total_operations == 0
+    """
+    )
+
+
+def test_ctrl_c_ends_a_threads_wait_in_a_queue() -> None:
+    check(
+        """
+        import os, signal, threading, time
+        from kailash.core.resilience.bulkhead import *
+        part = BulkheadPartition(PartitionConfig(
+            "p", PartitionType.CUSTOM, max_concurrent_operations=1))
+        part.acquire()
+
+        def interrupt():
+            while not part.metrics.queued_operations:
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        try:
+            part(lambda: 1)()
+            raise SystemExit("it ran")
+        except KeyboardInterrupt:
+            pass
+        assert part.metrics.queued_operations == 0
+        """
+    )
+
+
+def test_the_interpreter_ends_while_a_thread_waits_in_a_queue() -> None:
+    check(
+        """
+        import threading, time
+        from kailash.core.resilience.bulkhead import *
+        part = BulkheadPartition(PartitionConfig(
+            "p", PartitionType.CUSTOM, max_concurrent_operations=1))
+        part.acquire()
+        threading.Thread(target=part(lambda: 1), daemon=True).start()
+        while not part.metrics.queued_operations:
+            time.sleep(0.001)
+        """
+    )

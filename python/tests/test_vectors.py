@@ -364,10 +364,13 @@ class Loop:
     """What a partition knows of a loop."""
 
     def __init__(self) -> None:
-        self.due: list[Any] = []
+        self.due: list[Callable[[], Any]] = []
 
-    def call_soon_threadsafe(self, callback: Any) -> None:
-        self.due.append(callback)
+    def create_future(self) -> Future[None]:
+        return Future()
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> None:
+        self.due.append(lambda: callback(*args))
 
 
 class Calls:
@@ -406,7 +409,8 @@ class Calls:
         self.clock.advance(at - self.now)
         self.now = at
         for call, (waiting, deadline) in list(self.waiting.items()):
-            if deadline <= self.now and (full := waiting.expire()) is not None:
+            if deadline <= self.now:
+                full = waiting.expire()
                 assert isinstance(full, BulkheadFullError)
                 self.news[call] = full.reason
                 del self.waiting[call]
@@ -426,12 +430,11 @@ class Calls:
             limit = timeout if timeout is not None else self.config.timeout
             assert limit is not None
             try:
-                waiting = self.partition.enqueue(
-                    step.get("priority"), timeout, self.loop, lambda: self.look(call)
-                )
+                waiting = self.partition.enqueue(step.get("priority"), timeout, self.loop)
             except BulkheadFullError as full:
                 self.news[call] = full.reason
                 return
+            waiting.future.add_done_callback(lambda _: self.look(call))
             self.waiting[call] = waiting, self.now + limit
             self.look(call)
             self.news.setdefault(call, "waiting")

@@ -1,24 +1,31 @@
 //! Partitions for asyncio and threads: slots and queue are Rust's, waiting and threads Python's.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use kailash::bulkhead::{
-    Admission, Full, Manager, OwnedPermit, Partition, PartitionConfig, PartitionType, Priority,
-    Waiting,
+    Admission, Full, Manager, OwnedPermit, Partition, PartitionConfig, PartitionType, Permit,
+    Priority,
 };
+use kailash_core::config::ConfigError;
 use kailash_core::time::nanos;
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyTimeoutError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::{PyDict, PyTuple, PyType};
 
 use crate::config::{self, Settings};
-use crate::runtime::{self, ManualClock, attached, deliver};
+use crate::runtime::{self, ManualClock, attached, promise};
+
+pub(crate) use call::BulkheadCall;
+pub(crate) use waiting::BulkheadWaiting;
+
+mod call;
+mod event;
+mod waiting;
 
 /// Partitions by name.
 #[pyclass(frozen, module = "kailash._native")]
@@ -63,9 +70,39 @@ impl BulkheadManager {
             .collect()
     }
 
+    /// Partitions configured like these, new ones, under a ceiling.
+    fn under_ceiling(&self, py: Python<'_>, limit: u32) -> PyResult<Self> {
+        let manager = self.0.load().under_ceiling(limit);
+        let manager = manager.map_err(|error| config::raise(py, &error, None))?;
+        Ok(Self(ArcSwap::from_pointee(manager)))
+    }
+
+    /// How full the ceiling is, by name; None without one.
+    fn ceiling<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(seen) = self.0.load().ceiling() else {
+            return Ok(None);
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("active", seen.active)?;
+        dict.set_item("limit", seen.limit)?;
+        dict.set_item("held_up", seen.held_up)?;
+        dict.set_item("peak_active", seen.peak_active)?;
+        Ok(Some(dict))
+    }
+
+    /// Changes the ceiling live.
+    fn set_ceiling(&self, py: Python<'_>, limit: u32) -> PyResult<()> {
+        let changed = attached(py, || self.0.load().set_ceiling(limit));
+        changed.map_err(|error| config::raise(py, &error, None))
+    }
+
     /// In a forked child: new partitions like these, with nobody inside.
     fn rebuild(&self, partitions: Vec<Py<BulkheadPartition>>) {
-        let manager = Manager::with_defaults();
+        let mut manager = Manager::with_defaults();
+        if let Some(ceiling) = self.0.load().ceiling() {
+            let under = manager.under_ceiling(ceiling.limit);
+            manager = under.expect("it was valid in the parent");
+        }
         for partition in &partitions {
             let partition = partition.get();
             let config = partition.inner.load().config();
@@ -79,29 +116,35 @@ impl BulkheadManager {
     }
 }
 
+/// How the calls of Python ended.
 #[derive(Default)]
 struct Counts {
     succeeded: AtomicU64,
     failed: AtomicU64,
-    nanos: AtomicU64,
+    /// Nanoseconds.
     longest: AtomicU64,
 }
 
 impl Counts {
-    fn count(&self, began: Instant, succeeded: bool) {
-        let took = nanos(began.elapsed());
+    fn count(&self, succeeded: bool, ran: Option<Duration>) {
         let which = if succeeded {
             &self.succeeded
         } else {
             &self.failed
         };
         which.fetch_add(1, Ordering::Relaxed);
-        self.nanos.fetch_add(took, Ordering::Relaxed);
-        self.longest.fetch_max(took, Ordering::Relaxed);
+        self.time(ran);
+    }
+
+    fn time(&self, ran: Option<Duration>) {
+        let ran = ran.map_or(0, nanos);
+        if ran > self.longest.load(Ordering::Relaxed) {
+            self.longest.fetch_max(ran, Ordering::Relaxed);
+        }
     }
 
     fn clear(&self) {
-        for count in [&self.succeeded, &self.failed, &self.nanos, &self.longest] {
+        for count in [&self.succeeded, &self.failed, &self.longest] {
             count.store(0, Ordering::Relaxed);
         }
     }
@@ -134,11 +177,24 @@ impl BulkheadPartition {
 
     fn permit(&self, permit: OwnedPermit) -> BulkheadPermit {
         BulkheadPermit {
-            permit: Mutex::new(Some(permit)),
+            permit: Mutex::new(Some(permit.timed())),
             counts: Arc::clone(&self.counts),
-            began: Instant::now(),
             generation: runtime::generation(),
         }
+    }
+
+    fn take_free(&self) -> Option<BulkheadPermit> {
+        let inner = self.inner.load();
+        let taken = inner.take_free().map(Permit::into_owned);
+        taken.map(|permit| self.permit(permit))
+    }
+
+    fn admission(priority: Option<u8>, timeout: Option<f64>) -> Result<Admission, ConfigError> {
+        let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        Ok(Admission {
+            priority: priority.map(Priority::new).transpose()?,
+            timeout: timeout.map(seconds),
+        })
     }
 }
 
@@ -179,9 +235,7 @@ impl BulkheadPartition {
 
     /// Takes a free slot, if there is one and nobody waits for it.
     fn take(&self) -> Option<BulkheadPermit> {
-        let inner = self.inner.load();
-        let occupied = inner.try_acquire_owned().ok();
-        occupied.map(|permit| self.permit(permit))
+        self.take_free()
     }
 
     /// Takes a free slot, or says why there is none.
@@ -192,31 +246,61 @@ impl BulkheadPartition {
             .map_err(|full| raise_full(py, &full))
     }
 
-    /// Takes a slot or a place in the queue; `on_decided` is called on `event_loop` when it has one.
+    /// Takes a slot or a place in the queue, whose future belongs to this loop.
     fn enqueue(
         &self,
         py: Python<'_>,
         priority: Option<u8>,
         timeout: Option<f64>,
-        event_loop: Py<PyAny>,
-        on_decided: Py<PyAny>,
+        event_loop: &Bound<'_, PyAny>,
     ) -> PyResult<BulkheadWaiting> {
-        let priority = priority.map(Priority::new).transpose();
-        let priority = priority.map_err(|error| config::raise(py, &error, None))?;
-        let timeout =
-            timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
-        let waiting = attached(py, || {
-            self.inner.load().enqueue(Admission { priority, timeout })
-        });
+        let admission = Self::admission(priority, timeout);
+        let admission = admission.map_err(|error| config::raise(py, &error, None))?;
+        let waiting = attached(py, || self.inner.load().enqueue(admission));
         let waiting = waiting.map_err(|full| raise_full(py, &full))?;
-        Ok(BulkheadWaiting {
-            waiting: Mutex::new(Some(waiting)),
-            waker: Waker::from(Arc::new(LoopWaker {
-                event_loop,
-                on_decided,
-            })),
-            generation: runtime::generation(),
-        })
+        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        let event_loop = event_loop.clone().unbind();
+        Ok(BulkheadWaiting::new(
+            py,
+            waiting,
+            event_loop,
+            future.unbind(),
+        ))
+    }
+
+    /// Takes a slot, for which this thread waits.
+    fn wait(
+        &self,
+        py: Python<'_>,
+        priority: Option<u8>,
+        timeout: Option<f64>,
+    ) -> PyResult<BulkheadPermit> {
+        let admission = Self::admission(priority, timeout);
+        let admission = admission.map_err(|error| config::raise(py, &error, None))?;
+        let waiting = attached(py, || self.inner.load().enqueue(admission));
+        let waiting = waiting.map_err(|full| raise_full(py, &full))?;
+        waiting::wait(py, waiting).map(|permit| self.permit(permit))
+    }
+
+    /// Takes a free slot, calls an async function in it and makes its first step. Answers its result
+    /// if it ended by that, else a BulkheadCall: one without a permit if no slot was free.
+    fn begin<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: &Bound<'py, PyDict>,
+        outer: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = function.py();
+        match self.take_free() {
+            Some(permit) => call::begin(permit, function, args, kwargs, outer),
+            None => Ok(Bound::new(py, BulkheadCall::not_begun(py))?.into_any()),
+        }
+    }
+
+    /// Has `callback(events)` called on the courier's thread until the partition is gone.
+    fn listen(&self, callback: Py<PyAny>) {
+        event::listen(self.inner.load().subscribe(), callback);
     }
 
     /// Counts a call whose timeout was over while it ran; the exception for it.
@@ -241,9 +325,6 @@ impl BulkheadPartition {
         let seen = self.inner.load().snapshot();
         let counts = &self.counts;
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let seconds = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64();
-        let (succeeded, failed) = (count(&counts.succeeded), count(&counts.failed));
-        let ended = succeeded + failed;
         let dict = PyDict::new(py);
         dict.set_item("active", seen.active)?;
         dict.set_item("queued", seen.queued)?;
@@ -257,19 +338,42 @@ impl BulkheadPartition {
         dict.set_item("peak_active", seen.peak_active)?;
         dict.set_item("wait_p50", seen.wait_p50.as_secs_f64())?;
         dict.set_item("wait_p99", seen.wait_p99.as_secs_f64())?;
-        dict.set_item("succeeded", succeeded)?;
-        dict.set_item("failed", failed)?;
+        dict.set_item("run_p50", seen.run_p50.as_secs_f64())?;
+        dict.set_item("run_p99", seen.run_p99.as_secs_f64())?;
+        dict.set_item("succeeded", count(&counts.succeeded))?;
+        dict.set_item("failed", count(&counts.failed))?;
         dict.set_item(
             "avg_execution_time",
-            seconds(count(&counts.nanos) / ended.max(1)),
+            self.inner.load().runs().mean().as_secs_f64(),
         )?;
-        dict.set_item("max_execution_time", seconds(count(&counts.longest)))?;
+        let longest = Duration::from_nanos(count(&counts.longest));
+        dict.set_item("max_execution_time", longest.as_secs_f64())?;
         Ok(dict)
+    }
+
+    /// Whether it admits nobody any more.
+    fn is_closed(&self) -> bool {
+        self.inner.load().snapshot().is_closed
     }
 
     /// Admits nobody any more; returns how many waiters were turned away.
     fn close(&self, py: Python<'_>) -> usize {
         attached(py, || self.inner.load().close())
+    }
+
+    /// A future of how many calls still hold a slot of the closed partition: 0 as soon as none does,
+    /// or what there are after so many seconds.
+    fn drained<'py>(&self, py: Python<'py>, within: f64) -> PyResult<Bound<'py, PyAny>> {
+        let within = Duration::try_from_secs_f64(within).unwrap_or(Duration::MAX);
+        let partition = self.partition();
+        let work = async move {
+            // Late is late: what is left is answered.
+            let _ = tokio::time::timeout(within, partition.drained()).await;
+            partition.snapshot().active
+        };
+        promise(py, work, |py, left| {
+            Ok(left.into_pyobject(py)?.into_any().unbind())
+        })
     }
 }
 
@@ -278,36 +382,67 @@ impl BulkheadPartition {
 pub(crate) struct BulkheadPermit {
     permit: Mutex<Option<OwnedPermit>>,
     counts: Arc<Counts>,
-    began: Instant,
     generation: u64,
 }
 
 impl BulkheadPermit {
-    fn give_back(&self, py: Python<'_>) -> bool {
-        let permit = lock(&self.permit).take();
-        let was_held = permit.is_some();
-        if self.generation == runtime::generation() {
-            attached(py, || drop(permit));
-        } else {
+    /// Gives the slot back; how long it was held. None if it is not held any more.
+    fn give_back(&self, py: Python<'_>) -> Option<Option<Duration>> {
+        let permit = lock(&self.permit).take()?;
+        if self.generation != runtime::generation() {
             // Taken before a fork: the slot is the parent's.
             std::mem::forget(permit);
+            return None;
         }
-        was_held
+        Some(attached(py, || permit.end()))
+    }
+
+    /// Gives the slot back, and counts the call by how it ended.
+    fn end(&self, py: Python<'_>, succeeded: bool) {
+        if let Some(ran) = self.give_back(py) {
+            self.counts.count(succeeded, ran);
+        }
+    }
+
+    /// The same slot, held by another permit.
+    fn moved(&self) -> Self {
+        Self {
+            permit: Mutex::new(lock(&self.permit).take()),
+            counts: Arc::clone(&self.counts),
+            generation: self.generation,
+        }
+    }
+
+    /// For how many seconds the slot has been held.
+    fn ran(&self) -> f64 {
+        let ran = lock(&self.permit).as_ref().and_then(OwnedPermit::ran);
+        ran.unwrap_or_default().as_secs_f64()
     }
 }
 
 #[pymethods]
 impl BulkheadPermit {
+    /// Calls an async function in this slot and makes its first step, as BulkheadPartition.begin does.
+    fn begin<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: &Bound<'py, PyDict>,
+        outer: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        call::begin(self.moved(), function, args, kwargs, outer)
+    }
+
     /// Gives the slot back, and counts the call by how it ended.
     fn done(&self, py: Python<'_>, succeeded: bool) {
-        if self.give_back(py) {
-            self.counts.count(self.began, succeeded);
-        }
+        self.end(py, succeeded);
     }
 
     /// Gives the slot back.
     fn release(&self, py: Python<'_>) {
-        self.give_back(py);
+        if let Some(ran) = self.give_back(py) {
+            self.counts.time(ran);
+        }
     }
 }
 
@@ -316,84 +451,6 @@ impl Drop for BulkheadPermit {
         if self.generation != runtime::generation() {
             std::mem::forget(lock(&self.permit).take());
         }
-    }
-}
-
-/// A place in a queue.
-#[pyclass(frozen, module = "kailash._native")]
-pub(crate) struct BulkheadWaiting {
-    waiting: Mutex<Option<Waiting>>,
-    waker: Waker,
-    generation: u64,
-}
-
-#[pymethods]
-impl BulkheadWaiting {
-    /// The slot, once it is there; None as long as the call must wait.
-    fn poll(
-        &self,
-        py: Python<'_>,
-        partition: &BulkheadPartition,
-    ) -> PyResult<Option<BulkheadPermit>> {
-        let mut place = lock(&self.waiting);
-        let Some(waiting) = place.as_mut() else {
-            return Err(PyRuntimeError::new_err(
-                "the place in the queue was given up",
-            ));
-        };
-        match Pin::new(waiting).poll(&mut Context::from_waker(&self.waker)) {
-            Poll::Pending => Ok(None),
-            Poll::Ready(verdict) => {
-                *place = None;
-                drop(place);
-                match verdict {
-                    Ok(permit) => Ok(Some(partition.permit(permit))),
-                    Err(full) => Err(raise_full(py, &full)),
-                }
-            }
-        }
-    }
-
-    /// Leaves the queue, or gives back the slot that was handed over meanwhile.
-    fn leave(&self, py: Python<'_>) {
-        let waiting = lock(&self.waiting).take();
-        if self.generation == runtime::generation() {
-            attached(py, || drop(waiting));
-        } else {
-            std::mem::forget(waiting);
-        }
-    }
-
-    /// Leaves the queue because the call's time is over; the exception for it, unless it has left.
-    fn expire(&self, py: Python<'_>) -> Option<PyErr> {
-        let waiting = lock(&self.waiting).take()?;
-        let full = attached(py, || waiting.expire());
-        Some(raise_full(py, &full))
-    }
-}
-
-impl Drop for BulkheadWaiting {
-    fn drop(&mut self) {
-        if self.generation != runtime::generation() {
-            std::mem::forget(lock(&self.waiting).take());
-        }
-    }
-}
-
-struct LoopWaker {
-    event_loop: Py<PyAny>,
-    on_decided: Py<PyAny>,
-}
-
-impl Wake for LoopWaker {
-    fn wake(self: Arc<Self>) {
-        deliver(move |py| {
-            let told =
-                self.event_loop
-                    .call_method1(py, "call_soon_threadsafe", (&self.on_decided,));
-            // A loop that has closed has nobody waiting on it; the place is given up with its owner.
-            drop(told);
-        });
     }
 }
 

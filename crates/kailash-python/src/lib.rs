@@ -10,6 +10,7 @@ mod circuit_breaker;
 mod config;
 mod health;
 mod runtime;
+mod threads;
 mod workflow;
 
 /// The compiled half of the package; its surface is listed here once.
@@ -19,7 +20,7 @@ mod _native {
 
     #[pymodule_export]
     use crate::bulkhead::{
-        BulkheadManager, BulkheadPartition, BulkheadPermit, BulkheadWaiting,
+        BulkheadCall, BulkheadManager, BulkheadPartition, BulkheadPermit, BulkheadWaiting,
         check_partition_config, partition_defaults,
     };
     #[pymodule_export]
@@ -35,6 +36,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::runtime::{Courier, ManualClock, after_fork_in_child, shut_down};
+    #[pymodule_export]
+    use crate::threads::JobQueue;
 
     #[pymodule_export]
     use crate::workflow::{

@@ -121,6 +121,13 @@ pub(crate) fn generation() -> u64 {
     FORKS.load(Ordering::Acquire)
 }
 
+/// Keeps a thread that has let go of Python's lock from asking for it in an interpreter that ends.
+pub(crate) fn stay_away_at_the_end() {
+    while IS_ENDING.load(Ordering::Acquire) {
+        std::thread::park();
+    }
+}
+
 thread_local! {
     /// Errands of a thread that holds Python's lock anyway, inside [`attached`].
     static AT_HAND: RefCell<Option<Vec<Errand>>> = const { RefCell::new(None) };
@@ -265,7 +272,8 @@ where
     Ok(future)
 }
 
-fn settle_function(py: Python<'_>) -> PyResult<Py<PyAny>> {
+/// The function that settles a future: see [`settle`].
+pub(crate) fn settle_function(py: Python<'_>) -> PyResult<Py<PyAny>> {
     static SETTLE: pyo3::sync::PyOnceLock<Py<PyAny>> = pyo3::sync::PyOnceLock::new();
     let settle = SETTLE.get_or_try_init(py, || {
         pyo3::wrap_pyfunction!(settle, py).map(|function| function.into_any().unbind())

@@ -302,6 +302,12 @@ impl Partition {
         }
     }
 
+    /// Takes a slot if one is free and nobody waits for it; never waits, and a miss is no refusal.
+    #[inline]
+    pub fn take_free(&self) -> Option<Permit<'_>> {
+        self.0.take_slot().ok().map(|()| Permit::new(self))
+    }
+
     /// As [`Partition::try_acquire`], with a permit that borrows nothing.
     ///
     /// # Errors
@@ -651,11 +657,6 @@ impl Partition {
     pub(crate) fn take_free_owned(&self) -> Option<OwnedPermit> {
         self.take_free().map(Permit::into_owned)
     }
-
-    #[inline]
-    fn take_free(&self) -> Option<Permit<'_>> {
-        self.0.take_slot().ok().map(|()| Permit::new(self))
-    }
 }
 
 impl fmt::Debug for Partition {
@@ -675,8 +676,8 @@ impl<'a> Permit<'a> {
         Self { partition, since }
     }
 
-    /// The same permit, of a call that is timed in any case.
-    fn timed(mut self) -> Self {
+    /// The same permit, of a call that is timed in any case: see [`Partition::runs`].
+    pub fn timed(mut self) -> Self {
         if self.since == UNTIMED {
             self.since = self.partition.0.clock.now();
         }
@@ -710,6 +711,27 @@ impl fmt::Debug for Permit<'_> {
 }
 
 impl OwnedPermit {
+    /// The same permit, of a call that is timed in any case: see [`Partition::runs`].
+    pub fn timed(mut self) -> Self {
+        if self.since == UNTIMED {
+            self.since = self.partition().0.clock.now();
+        }
+        self
+    }
+
+    /// How long the slot has been held; `None` if the call is not timed.
+    #[must_use]
+    pub fn ran(&self) -> Option<Duration> {
+        let now = || self.partition().0.clock.now();
+        (self.since != UNTIMED).then(|| now().since(self.since))
+    }
+
+    /// Gives the slot back; how long it was held, if the call is timed.
+    pub fn end(mut self) -> Option<Duration> {
+        let partition = self.partition.take();
+        partition.and_then(|partition| partition.0.end(self.since))
+    }
+
     /// Runs a blocking function on one of the partition's threads, in this slot.
     ///
     /// Needs no runtime. The slot is given back when the function returns, then `done` is called on the
@@ -768,21 +790,21 @@ impl Inner {
         UNTIMED
     }
 
-    /// A call is done with its slot.
+    /// A call is done with its slot; how long it had it.
     #[inline]
-    fn end(&self, since: Timestamp) {
-        if since != UNTIMED {
-            self.time(since);
-        }
+    fn end(&self, since: Timestamp) -> Option<Duration> {
+        let ran = (since != UNTIMED).then(|| self.time(since));
         self.give_back();
+        ran
     }
 
-    fn time(&self, since: Timestamp) {
+    fn time(&self, since: Timestamp) -> Duration {
         let now = self.clock.now();
         let ran = now.since(since);
         self.slots.runs().record(ran, now);
         self.runs.record(ran);
         self.tell(EventKind::Ended { ran });
+        ran
     }
 
     #[inline]

@@ -147,3 +147,26 @@ async fn permits_are_timed_once_it_matters() {
         "partition \"p\": too little time was left for the call to come to an end"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_can_ask_to_be_timed_and_tells_how_long_it_was_held() {
+    let partition = Partition::with_clock(config(1, 1), Clock::tokio()).unwrap();
+    let untimed = partition.take_free().unwrap().into_owned();
+    assert_eq!((untimed.ran(), untimed.end()), (None, None));
+
+    let permit = partition.try_acquire_owned().unwrap().timed();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(permit.ran(), Some(Duration::from_secs(2)));
+    assert_eq!(permit.timed().end(), Some(Duration::from_secs(2)));
+    assert_eq!(partition.runs().count(), 1);
+    assert_eq!(partition.snapshot().active, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_is_not_free_to_take_is_no_refusal() {
+    let partition = Partition::new(config(1, 1)).unwrap();
+    let held = partition.take_free().unwrap();
+    assert!(partition.take_free().is_none());
+    drop(held);
+    assert_eq!(partition.snapshot().refused, 0);
+}
