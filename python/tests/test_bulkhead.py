@@ -618,6 +618,24 @@ async def test_a_decorated_function_is_behind_the_partitions_breaker() -> None:
     assert is_empty(it)
 
 
+async def test_a_function_that_a_breaker_guards_runs_in_a_slot_as_any() -> None:
+    it, guard = partition(1, timeout=0.05), get_circuit_breaker("guards-within")
+
+    @it
+    @guard
+    async def work(n: int) -> int:
+        assert it.metrics.active_operations == 1
+        for _ in range(n):
+            await asyncio.sleep(0)
+        return n
+
+    assert [await work(n) for n in range(4)] == [0, 1, 2, 3]
+    assert await it.execute(guard(asyncio.sleep), 0, "slept") == "slept"
+    with pytest.raises(TimeoutError, match=it.name):
+        await it.execute(guard(asyncio.sleep), 20)
+    assert guard.metrics.successful_calls == 5 and is_empty(it)
+
+
 async def test_a_block_of_another_partition_entered_in_the_first_step_is_kept() -> None:
     it, other = partition(), partition()
 

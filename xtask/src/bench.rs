@@ -54,7 +54,9 @@ fn rust_rows(benches: &Path) -> Result<Vec<Row>, Box<dyn Error>> {
     Ok(rows)
 }
 
-/// What the Python bench measured, and with which Python.
+const PYTHON_SCRIPTS: [&str; 2] = ["circuit_breaker.py", "bulkhead.py"];
+
+/// What the Python benches measured, and with which Python.
 #[derive(Default)]
 struct Python {
     rows: Vec<Row>,
@@ -62,10 +64,6 @@ struct Python {
 }
 
 fn python_rows(benches: &Path) -> Result<Python, Box<dyn Error>> {
-    let script = benches.join("python/circuit_breaker.py");
-    if !script.is_file() {
-        return Ok(Python::default());
-    }
     setup::tools()?;
     // A venv of its own: the peers are no part of what the tests import.
     let venv = target().join("bench-venv");
@@ -73,15 +71,18 @@ fn python_rows(benches: &Path) -> Result<Python, Box<dyn Error>> {
     setup::pip_install(&venv, PYTHON_PEERS)?;
     setup::pip_install(&venv, ["--force-reinstall", "--no-deps", "."])?;
     println!("measuring Python");
-    let python = || command(venv.join("bin/python"));
-    let measured = python().args([&script]).args(["--json"]).output()?;
-    let measured: Value = serde_json::from_str(&measured)?;
-    let rows = measured["rows"].as_array().into_iter().flatten();
-    let version = measured["python"].as_str();
-    Ok(Python {
-        rows: rows.filter_map(Row::of_python).collect(),
-        version: version.map(|version| format!("CPython {version}")),
-    })
+    let mut found = Python::default();
+    for script in PYTHON_SCRIPTS {
+        let script = benches.join("python").join(script);
+        let python = command(venv.join("bin/python"));
+        let measured = python.args([&script]).args(["--json"]).output()?;
+        let measured: Value = serde_json::from_str(&measured)?;
+        let rows = measured["rows"].as_array().into_iter().flatten();
+        found.rows.extend(rows.filter_map(Row::of_python));
+        let version = measured["python"].as_str();
+        found.version = version.map(|version| format!("CPython {version}"));
+    }
+    Ok(found)
 }
 
 fn read_bars(benches: &Path) -> Result<Vec<Bar>, Box<dyn Error>> {

@@ -676,8 +676,8 @@ impl<'a> Permit<'a> {
         Self { partition, since }
     }
 
-    /// The same permit, of a call that is timed in any case: see [`Partition::runs`].
-    pub fn timed(mut self) -> Self {
+    /// The same permit, of a call that is timed in any case.
+    fn timed(mut self) -> Self {
         if self.since == UNTIMED {
             self.since = self.partition.0.clock.now();
         }

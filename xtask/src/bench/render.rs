@@ -61,7 +61,7 @@ impl Row {
             ),
             case: case.to_owned(),
             whose: match case {
-                "bare" | "pass-through" => Whose::Floor,
+                "bare" | "pass-through" | "asyncio.to_thread" => Whose::Floor,
                 case if case.starts_with("kailash") => Whose::Ours,
                 _ => Whose::Peer,
             },

@@ -89,7 +89,10 @@ pub(super) fn begin<'py>(
 fn step(made: Bound<'_, PyAny>) -> PyResult<Step<'_>> {
     let py = made.py();
     static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    if !made.is_exact_instance(COROUTINE.import(py, "types", "CoroutineType")?) {
+    static GUARDED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if !made.is_exact_instance(COROUTINE.import(py, "types", "CoroutineType")?)
+        && !made.is_exact_instance(GUARDED.import(py, "kailash._native", "GuardedCoroutine")?)
+    {
         return Ok(Step::Goes(made, None));
     }
     // SAFETY: `send` passes the object to `PyIter_Send` only, which asks a coroutine's own slot.
