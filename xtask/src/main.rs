@@ -87,6 +87,13 @@ fn lint(steps: &mut Steps) -> Outcome {
     let clippy = ["--workspace", "--all-targets", "--all-features", "--locked"];
     let strict = ["--", "-D", "warnings"];
     steps.run("clippy", cargo("clippy").args(clippy).args(strict))?;
+    // Its dependencies are the peers: a workspace and a folder of its own.
+    let benches = cargo("check").args(["--locked"]);
+    let benches = benches.env("CARGO_TARGET_DIR", setup::target().join("benches"));
+    steps.run(
+        "benches",
+        benches.current_dir(setup::root().join("benches")),
+    )?;
     let docs = ["--workspace", "--all-features", "--no-deps", "--locked"];
     // The command's page would have the name of the library's.
     let docs = cargo("doc")
