@@ -89,6 +89,7 @@ enum Phase {
     },
     Ramp {
         stage: usize,
+        since: u64,
     },
     Forced,
     Disabled,
@@ -182,7 +183,7 @@ impl Model {
         let most = self.config.half_open_requests as usize;
         match &mut self.phase {
             Phase::HalfOpen { leases, .. } if leases.len() < most => leases.push((call, deadline)),
-            Phase::Ramp { stage } if draw < SHARES[*stage] => {}
+            Phase::Ramp { stage, .. } if draw < SHARES[*stage] => {}
             Phase::Ramp { .. } | Phase::Open { .. } | Phase::Forced | Phase::HalfOpen { .. } => {
                 self.totals.rejections += 1;
                 return None;
@@ -295,7 +296,8 @@ impl Model {
             self.open(self.now, asked);
         } else if *successes >= self.config.success_threshold {
             if self.config.ramp_enabled {
-                self.enter(Phase::Ramp { stage: 0 });
+                let since = self.tick();
+                self.enter(Phase::Ramp { stage: 0, since });
             } else {
                 self.close();
             }
@@ -304,16 +306,21 @@ impl Model {
 
     /// Ends a stage of the ramp that has seen enough calls.
     fn climb(&mut self) {
-        let Phase::Ramp { stage } = self.phase else {
+        let Phase::Ramp { stage, since } = self.phase else {
             return;
         };
-        if self.window().len() < self.required() {
+        let is_timed = self.config.window == WindowKind::Time;
+        let spans_its_time = is_timed && self.tick() - since >= 15;
+        if self.window().len() < self.required() && !spans_its_time {
             return;
         }
         if stage + 1 == SHARES.len() {
             self.close();
         } else {
-            self.enter(Phase::Ramp { stage: stage + 1 });
+            self.enter(Phase::Ramp {
+                stage: stage + 1,
+                since: self.tick(),
+            });
         }
     }
 

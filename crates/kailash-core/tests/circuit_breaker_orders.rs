@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use kailash_core::circuit_breaker::{
-    Cause, Config, Machine, Outcome, State, Transition, Verdict, WindowKind,
+    Cause, Config, Machine, Outcome, Permit, State, Transition, Verdict, WindowKind,
 };
 use kailash_core::time::Timestamp;
 
@@ -203,4 +203,58 @@ fn settings_change_an_open_breaker_when_it_opens_again() {
     end(&machine, Outcome::Failure);
     let refused = machine.try_acquire(NOW, DRAW).0.unwrap_err();
     assert_eq!(refused.retry_after, Some(Duration::from_secs(20)));
+}
+
+/// Watched calls that hang from `began` on.
+fn hang(machine: &Machine, calls: usize, began: Timestamp) -> Vec<Permit> {
+    let begin = |_| {
+        let permit = machine.admit().unwrap().started_at(began);
+        let (permit, verdict) = machine.watch(permit);
+        assert_eq!(verdict, Verdict::Unchanged);
+        permit
+    };
+    (0..calls).map(begin).collect()
+}
+
+fn watching(slow_call_threshold: Duration) -> Config {
+    Config {
+        overdue_calls_enabled: true,
+        slow_call_threshold: Some(slow_call_threshold),
+        slow_call_rate_threshold: Some(0.5),
+        min_calls_before_evaluation: 1,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn another_threshold_for_slow_calls_takes_no_young_call_for_an_overdue_one() {
+    for (from, to) in [(1000, 500), (1000, 3000), (1000, 1), (500, 1000)] {
+        for start in 0..40_u64 {
+            let [from, to] = [from, to].map(Duration::from_millis);
+            let machine = machine(&watching(from));
+            let began = Timestamp::ZERO + Duration::from_millis(3600_000 + 97 * start);
+            let _young = hang(&machine, 20, began);
+            let now = began + Duration::from_millis(20).min(to / 2);
+            machine.reconfigure(&watching(to), now).unwrap();
+            hang(&machine, 1, now);
+            assert_eq!(machine.state(now), State::Closed, "{from:?} to {to:?}");
+            assert_eq!(machine.snapshot(now).slow_calls, 0);
+        }
+    }
+}
+
+#[test]
+fn a_longer_threshold_for_slow_calls_still_finds_the_calls_that_hang() {
+    let machine = machine(&watching(Duration::from_secs(1)));
+    let mut now = Timestamp::ZERO + Duration::from_secs(3600);
+    for permit in hang(&machine, 3, now) {
+        let _ = machine.record(permit, Outcome::Success, Some(now));
+    }
+    let longer = watching(Duration::from_secs(5));
+    machine.reconfigure(&longer, now).unwrap();
+    let _hung = hang(&machine, 20, now);
+    now = now + Duration::from_millis(6500);
+    let (_, verdict) = machine.watch(machine.admit().unwrap().started_at(now));
+    assert!(matches!(verdict, Verdict::Trip(_)), "{verdict:?}");
+    assert_eq!(machine.snapshot(now).slow_calls, 20);
 }

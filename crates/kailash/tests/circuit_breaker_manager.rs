@@ -744,3 +744,44 @@ fn a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners(
     let told: Vec<State> = transitions(&mut events).iter().map(|it| it.to).collect();
     assert_eq!(told, [State::Open, State::Closed]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_lost_an_opening_still_hears_when_its_wait_is_over() {
+    let breakers = Manager::with_clock(Clock::tokio());
+    let mut events = breakers.subscribe();
+    let config = Config {
+        failure_threshold: 1,
+        ..Config::default()
+    };
+    breakers
+        .get_or_create("down", config)
+        .unwrap()
+        .record_failure();
+    let busy = breakers.get_or_create("busy", None).unwrap();
+    (0..2000).for_each(|_| busy.record_success());
+    let half_open = async {
+        loop {
+            let event = events.recv().await;
+            if let EventKind::Transition(transition) = event.kind {
+                return (event.breaker, transition.to);
+            }
+        }
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(600), half_open).await;
+    assert_eq!(heard.unwrap(), ("down".into(), State::HalfOpen));
+}
+
+#[test]
+fn a_reset_of_all_forgets_how_long_the_calls_of_groups_took_and_metrics_do_not() {
+    let (clock, hand) = Clock::manual();
+    let breakers = Manager::with_clock(clock);
+    breakers.record_durations();
+    let hosts = breakers.keyed("host", None).unwrap();
+    let permit = hosts.get("a").try_acquire_owned().unwrap();
+    hand.advance(Duration::from_millis(5));
+    permit.success();
+    assert_eq!(hosts.durations().count(), 1);
+    breakers.reset_all();
+    assert_eq!(hosts.durations().count(), 0);
+    assert_eq!(hosts.all_durations().count(), 1);
+}

@@ -78,3 +78,23 @@ fn abandoned_probes_free_their_slots_and_decide_nothing() {
     breaker.try_acquire().unwrap().success();
     assert_eq!(breaker.state(), State::Closed, "the success before counts");
 }
+
+#[test]
+fn a_call_that_ends_while_it_is_paused_ran_until_its_pause() {
+    let (breaker, clock) = breaker(Config::default());
+    let mut given_up = breaker.try_acquire_owned().unwrap();
+    given_up.pause();
+    clock.advance(Duration::from_secs(30));
+    drop(given_up);
+    assert_eq!(breaker.snapshot().failures, 0, "it was cancelled at once");
+
+    let mut good = breaker.try_acquire_owned().unwrap();
+    clock.advance(Duration::from_millis(10));
+    good.pause();
+    clock.advance(Duration::from_secs(30));
+    assert_eq!(
+        good.record(Outcome::Success),
+        Some(Duration::from_millis(10))
+    );
+    assert_eq!(breaker.snapshot().slow_calls, 0);
+}

@@ -135,7 +135,8 @@ pub enum Outcome {
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// [`State::Open`], or [`State::HalfOpen`] when all probes are in flight.
+    /// [`State::Open`]; or [`State::HalfOpen`] when all probes are in flight, or chance decided so on
+    /// the ramp.
     pub state: State,
     /// Whether it was forced open: no probes until it is told otherwise.
     pub forced: bool,

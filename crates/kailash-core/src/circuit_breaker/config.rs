@@ -102,8 +102,9 @@ pub struct Config {
     /// default 1 s; zero counts each, `None` counts none.
     pub cancelled_counts_after: Option<Duration>,
     /// Whether the probes' success is followed by a ramp before the breaker closes: 5 %, 25 % and 50 %
-    /// of the calls, picked by chance, each until `min_calls_before_evaluation` of them have ended and
-    /// the rules of a closed breaker have found no fault: default false.
+    /// of the calls, picked by chance, each until `min_calls_before_evaluation` of them have ended, or
+    /// in a time window one has after `window_duration`, and the rules of a closed breaker have found
+    /// no fault: default false.
     pub ramp_enabled: bool,
     /// The state to start in: default closed. Open begins its wait when it is first looked at.
     pub initial_state: State,

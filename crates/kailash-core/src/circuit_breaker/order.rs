@@ -51,8 +51,9 @@ impl Machine {
     /// outcomes.
     ///
     /// When the window outgrows its memory the breaker starts a new generation, and the calls in
-    /// flight at that moment are not counted. A window of the other kind, or a time window of
-    /// another duration, begins empty. `initial_state` no longer matters.
+    /// flight at that moment are not counted; so it does where calls are watched and
+    /// `slow_call_threshold` is another one. A window of the other kind, or a time window of another
+    /// duration, begins empty. `initial_state` no longer matters.
     ///
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.
@@ -60,16 +61,20 @@ impl Machine {
         let checked = config.checked()?;
         let class = self.rings.class_for(checked.window);
         self.leases.make_room(checked.half_open_requests);
-        let before = self.settings.window();
+        let (before, quarter) = (self.settings.window(), self.settings.watched_quarter());
         // First, so that nobody counts in the next generation's buckets by the old duration.
         self.settings.set(&checked);
         let other_span = matches!(checked.window, Window::Span(_)) && checked.window != before;
+        // Calls in flight were watched by the old quarter, and would be taken for older or younger.
+        let other_quarter = quarter.is_some() && quarter != self.settings.watched_quarter();
         loop {
             let bits = self.word.load(Ordering::Acquire);
             let generation = state::generation(bits);
             let current = self.window(generation);
             let next = self.window(generation.wrapping_add(1));
-            if !state::counts(bits) || (current.fits(class) && !other_span) {
+            let is_stale = !current.fits(class) || other_span || other_quarter;
+            let is_ramp = matches!(Word::unpack(bits).phase, Phase::Ramp { .. });
+            if !(state::counts(bits) && is_stale || is_ramp && other_quarter) {
                 break;
             }
             let tick = self.tick(now);

@@ -1,8 +1,9 @@
 //! The way from half-open to closed in stages, each of which lets a larger share of the calls pass.
 //!
 //! A stage is a generation with a window of its own, judged by the rules of a closed breaker. It ends
-//! when `min_calls_before_evaluation` of its calls have ended: at a breach the breaker opens, else the
-//! next stage begins, and after the last one the breaker closes.
+//! when `min_calls_before_evaluation` of its calls have ended, or in a time window when one ends after
+//! `window_duration`: at a breach the breaker opens, else the next stage begins, and after the last
+//! one the breaker closes.
 
 use super::call::Verdict;
 use super::state::{Phase, Word};
@@ -40,7 +41,9 @@ impl Machine {
         let extent = self.extent(now);
         let window = self.window(word.generation);
         let seen = window.tally(word.generation, extent).calls;
-        if seen < extent.required {
+        // Calls that come too slowly for the rates pass as they would in a closed breaker: a window
+        // of time that is all this stage's has seen what it will ever see.
+        if seen < extent.required && !window.spans_its_time(word.generation, extent.tick) {
             return Verdict::Unchanged;
         }
         let stage = stage + 1;

@@ -161,6 +161,11 @@ impl Settings {
             .checked_div(self.bucket.load(Ordering::Relaxed))
     }
 
+    /// How long a quarter of the threshold for slow calls is, where calls are watched.
+    pub(super) fn watched_quarter(&self) -> Option<u64> {
+        self.watches().then(|| self.quarter.load(Ordering::Relaxed))
+    }
+
     /// The quarter of the threshold for slow calls that `now` falls into, counted from the clock's
     /// origin.
     pub(super) fn quarter(&self, now: Timestamp) -> u64 {

@@ -374,6 +374,13 @@ impl<'a> Window<'a> {
         tally(failures, slow, newest, start.held(newest).min(window_size))
     }
 
+    /// Whether this is a time window whose whole time, up to `tick`, lies in `generation`.
+    pub(super) fn spans_its_time(&self, generation: u32, tick: u64) -> bool {
+        let start = Start::unpack(self.start.load(Ordering::Acquire));
+        let is_timed = start.generation == generation && start.class == TIMED;
+        is_timed && start.buckets(tick) == BUCKETS as u64
+    }
+
     /// Whether a window of this class fits the ring in use, of whose kind it must be.
     pub(super) fn fits(&self, class: u32) -> bool {
         let used = Start::unpack(self.start.load(Ordering::Acquire)).class;

@@ -8,6 +8,7 @@ use kailash_core::time::Timestamp;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
+use super::manager::Registry;
 use super::{CircuitBreaker, Manager, Outcome, Shared, State, Transition};
 use crate::clock::Clock;
 
@@ -83,6 +84,8 @@ enum Source {
         unsettled: Vec<Weak<Shared>>,
         /// When the first of them changes, if that is known and only a transition can alter it.
         due: Option<Timestamp>,
+        /// Asked which they are when events were lost.
+        registry: Registry,
     },
 }
 
@@ -95,18 +98,13 @@ impl Events {
     }
 
     pub(super) fn of_registry(manager: &Manager, subscription: Subscription) -> Self {
-        let mut unsettled = Vec::new();
-        manager.for_each(|breaker| {
-            if is_unsettled(breaker.state()) {
-                unsettled.push(Arc::downgrade(&breaker.0));
-            }
-        });
         let clock = manager.clock().clone();
         Self {
             source: Source::Registry {
                 clock,
-                unsettled,
+                unsettled: unsettled(manager),
                 due: None,
+                registry: manager.downgrade(),
             },
             subscription,
         }
@@ -124,6 +122,7 @@ impl Events {
                     clock,
                     unsettled,
                     due,
+                    ..
                 } => {
                     let first = due.unwrap_or_else(|| {
                         let (first, is_certain) = next_due(unsettled);
@@ -194,15 +193,38 @@ impl Events {
 
     fn lost(&mut self, lost: u64) -> Event {
         self.subscription.lost += lost;
-        let breaker = match &self.source {
+        let breaker = match &mut self.source {
             Source::Breaker(breaker) => Arc::clone(breaker.name()),
-            Source::Registry { .. } => Arc::from(""),
+            Source::Registry {
+                registry,
+                unsettled: known,
+                due,
+                ..
+            } => {
+                // Changes may be among what is lost.
+                if let Some(manager) = registry.upgrade() {
+                    *known = unsettled(&manager);
+                    *due = None;
+                }
+                Arc::from("")
+            }
         };
         Event {
             breaker,
             kind: EventKind::Lost(lost),
         }
     }
+}
+
+/// The breakers that time alone will change.
+fn unsettled(manager: &Manager) -> Vec<Weak<Shared>> {
+    let mut found = Vec::new();
+    manager.for_each(|breaker| {
+        if is_unsettled(breaker.state()) {
+            found.push(Arc::downgrade(&breaker.0));
+        }
+    });
+    found
 }
 
 fn is_unsettled(state: State) -> bool {

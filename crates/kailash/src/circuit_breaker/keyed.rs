@@ -523,6 +523,15 @@ impl Keyed {
         shared.map_or_else(histogram::Snapshot::default, |shared| shared.since_reset())
     }
 
+    /// As [`Keyed::durations`], but no reset sets it back: this is for metrics.
+    #[must_use]
+    pub fn all_durations(&self) -> histogram::Snapshot {
+        let shared = self.0.context.shared_durations.as_ref();
+        shared.map_or_else(histogram::Snapshot::default, |shared| {
+            shared.histogram.snapshot()
+        })
+    }
+
     /// Shows each breaker, with no lock held.
     pub(super) fn for_each(&self, mut visit: impl FnMut(&CircuitBreaker)) {
         for shard in &self.0.shards {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use papaya::Guard as _;
 
@@ -48,6 +48,16 @@ struct Shared {
     presets: RwLock<Presets>,
     /// The newest settings, which the next breaker often shares.
     newest: Mutex<Arc<Config>>,
+}
+
+/// A registry, as long as others keep it.
+#[derive(Clone, Debug)]
+pub(super) struct Registry(Weak<Shared>);
+
+impl Registry {
+    pub(super) fn upgrade(&self) -> Option<Manager> {
+        self.0.upgrade().map(Manager)
+    }
 }
 
 impl Manager {
@@ -136,11 +146,14 @@ impl Manager {
 
     /// Closes all breakers from any state and forgets their counts, those of keys too.
     pub fn reset_all(&self) {
-        self.for_each(CircuitBreaker::reset);
+        self.all().iter().for_each(CircuitBreaker::reset);
+        for group in self.groups() {
+            group.reset_all();
+        }
     }
 
-    /// The breakers of one group, such as hosts or tenants, each by its key; made with these settings
-    /// if there is none, else with those of [`Manager::get_or_create`].
+    /// The breakers of one group, such as hosts or tenants, each by its key. The group is made with
+    /// these settings, or with the registry's default, if there is none of this name.
     ///
     /// # Errors
     /// When the group has other settings than those asked for, or a setting is out of range.
@@ -265,6 +278,10 @@ impl Manager {
 
     pub(super) fn clock(&self) -> &Clock {
         &self.0.context.clock
+    }
+
+    pub(super) fn downgrade(&self) -> Registry {
+        Registry(Arc::downgrade(&self.0))
     }
 
     /// Shows each breaker, those of keys too.

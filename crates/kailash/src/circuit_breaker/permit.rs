@@ -79,6 +79,7 @@ macro_rules! permit {
             /// Where it stands: moving a permit just before its end costs as much as the ticket.
             #[inline(always)]
             pub(super) fn end(&mut self, outcome: Outcome) -> Option<Duration> {
+                self.resume_if_paused();
                 let permit = self.inner.take()?;
                 self.breaker.finish(permit, outcome)
             }
@@ -87,6 +88,7 @@ macro_rules! permit {
         impl Drop for $permit {
             #[inline]
             fn drop(&mut self) {
+                self.resume_if_paused();
                 if let Some(permit) = self.inner.take() {
                     self.breaker.finish(permit, dropped());
                 }
@@ -108,9 +110,22 @@ impl Permit<'_> {
     }
 }
 
+impl Permit<'_> {
+    /// It never pauses.
+    #[inline(always)]
+    fn resume_if_paused(&mut self) {}
+}
+
 impl OwnedPermit {
+    #[inline(always)]
+    fn resume_if_paused(&mut self) {
+        if self.paused.is_some() {
+            self.resume();
+        }
+    }
+
     /// Stops the call's clock, for work that goes on in pieces: what passes until
-    /// [`OwnedPermit::resume`] makes the call neither slow nor long. A probe's lease goes on.
+    /// [`OwnedPermit::resume`], or the end of the call, makes it neither slow nor long. A probe's lease goes on.
     pub fn pause(&mut self) {
         self.paused
             .get_or_insert_with(|| self.breaker.clock().now());

@@ -28,6 +28,9 @@ impl CircuitBreaker {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
+    /// On a ramp, where chance decides about each call, it does not wait: try once, and let a refusal
+    /// be one.
+    ///
     /// # Panics
     /// Outside a tokio runtime with time, when it must wait and the clock is not a manual one.
     pub async fn ready(&self) {

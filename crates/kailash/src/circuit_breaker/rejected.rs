@@ -12,7 +12,8 @@ use super::{Cause, State};
 pub struct Rejected {
     /// The breaker's name.
     pub name: Arc<str>,
-    /// [`State::Open`], or [`State::HalfOpen`] when all probes are in flight.
+    /// [`State::Open`]; or [`State::HalfOpen`] when all probes are in flight, or chance decided so on
+    /// the ramp.
     pub state: State,
     /// Whether it was forced open: no probes until it is told otherwise.
     pub forced: bool,
@@ -29,7 +30,7 @@ impl fmt::Display for Rejected {
             (State::HalfOpen, ..) => {
                 write!(
                     f,
-                    "circuit breaker \"{name}\" is half-open: all probes are in flight"
+                    "circuit breaker \"{name}\" is half-open: only a few calls pass"
                 )
             }
             (_, true, _) => write!(f, "circuit breaker \"{name}\" is forced open"),

@@ -73,6 +73,9 @@ impl Keyed {
         let mut other = total;
         for key in &mut worst {
             let baseline = before.get(&key.breaker).copied().unwrap_or(key.counts);
+            // It was forgotten and made anew, and has counted from nothing since.
+            let is_new = baseline - key.counts != Counts::default();
+            let baseline = if is_new { Counts::default() } else { baseline };
             key.since_listed = key.counts - baseline;
             other = other - key.since_listed;
             listed.0.insert(Arc::clone(&key.breaker), baseline);
