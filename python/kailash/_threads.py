@@ -16,6 +16,8 @@ __all__ = ["Threads"]
 _IDLE = 10.0
 _PATIENCE = 1.0
 
+Job = Callable[[], Callable[[], object] | None]
+
 _every: WeakSet[Threads] = WeakSet()
 
 
@@ -50,8 +52,12 @@ class Threads:
                     self._jobs.without_thread(None)
                 return
 
-    def submit(self, job: Callable[[], object]) -> None:
-        """Has a thread run `job`, which must not raise. RuntimeError if none can be started."""
+    def submit(self, job: Job) -> None:
+        """Has a thread run `job`, which must not raise. RuntimeError if none can be started.
+
+        What `job` answers, if anything, is called once the thread counts as free for the next: so
+        that whoever learns there that the job is done finds the thread ready.
+        """
         if self._jobs.put(job):
             try:
                 self._start()
@@ -71,8 +77,11 @@ class Threads:
 
     def _work(self, jobs: _native.JobQueue) -> None:
         while (job := jobs.get(_IDLE)) is not None:
-            job()
-            del job
+            tell = job()
+            jobs.come()
+            if tell is not None:
+                tell()
+            del job, tell
         self._threads.discard(threading.current_thread())
 
     def close(self) -> list[threading.Thread]:

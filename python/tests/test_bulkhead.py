@@ -825,6 +825,14 @@ async def test_threads_are_named_and_idle_ones_end(monkeypatch: pytest.MonkeyPat
     assert await it.execute(lambda: "again") == "again"
 
 
+async def test_the_thread_that_was_busy_last_works_first() -> None:
+    it, meet = partition(5), threading.Barrier(5, timeout=20)
+    await asyncio.gather(*(it.execute(meet.wait) for _ in range(5)))
+    names = {await it.execute(lambda: threading.current_thread().name) for _ in range(50)}
+    # In turn it would be all five; one may have been on its way to its rest when the others were there.
+    assert len(names) <= 2
+
+
 async def test_a_thread_that_the_system_does_not_grant_refuses_the_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -735,7 +735,7 @@ def _rest(begun: CoroutineType[Any, Any, Any], first: Any) -> Generator[Any, Any
 class _Job:
     """A sync call on its way through a partition's threads."""
 
-    __slots__ = ("_loop", "_partition", "_permit", "_work", "future")
+    __slots__ = ("_loop", "_outcome", "_partition", "_permit", "_work", "future")
 
     def __init__(
         self,
@@ -778,11 +778,11 @@ class _Job:
         if future.done() and not future.cancelled() and future.exception() is None:
             _discard(future.result(), self._permit)
 
-    def __call__(self) -> None:
+    def __call__(self) -> Callable[[], None] | None:
         try:
             context, function, args, kwargs = self._work.pop()
         except IndexError:
-            return
+            return None
         permit = self._permit
         result: Any = None
         error: BaseException | None = None
@@ -797,7 +797,13 @@ class _Job:
         # The caller finds the slot free when it learns the outcome, unless there is more to await.
         if error is not None or not hasattr(result, "__await__"):
             permit.done(error is None)
-        _outcomes_of(self._loop).tell(self._loop, (self.future, permit, result, error))
+        self._outcome = result, error
+        return self._tell
+
+    def _tell(self) -> None:
+        loop = self._loop
+        _outcomes_of(loop).tell(loop, (self.future, self._permit, *self._outcome))
+        del self._outcome
 
 
 _Outcome = tuple[
