@@ -414,7 +414,13 @@ class BulkheadPartition:
         self._leave(error is None)
 
     async def __aenter__(self) -> BulkheadPartition:
-        self._enter(self._native.take() or await self._wait(None, None))
+        permit = self._native.take()
+        if permit is None:
+            loop, limit = asyncio.get_running_loop(), self._config.timeout
+            waiting = self._native.enqueue(None, None, loop)
+            deadline = None if limit is None else loop.time() + limit
+            permit = await self._wait(waiting, loop, deadline)
+        self._enter(permit)
         return self
 
     async def __aexit__(
@@ -531,7 +537,7 @@ class BulkheadPartition:
             _reset(outer)
         return begun
 
-    async def _go_on(
+    def _go_on(
         self,
         call: _native.BulkheadCall,
         function: Callable[..., Any],
@@ -539,11 +545,14 @@ class BulkheadPartition:
         kwargs: dict[str, Any],
         priority: int | None,
         timeout: float | None,
-    ) -> Any:
-        if call.permit is None:
-            breaker = self._breaker
-            execute = self._execute if breaker is None else breaker(self._execute)
-            return await execute(function, args, kwargs, priority, timeout)
+    ) -> Awaitable[Any]:
+        if call.permit is not None:
+            return self._go_on_begun(call, timeout)
+        breaker = self._breaker
+        execute = self._execute if breaker is None else breaker(self._execute)
+        return execute(function, args, kwargs, priority, timeout)
+
+    async def _go_on_begun(self, call: _native.BulkheadCall, timeout: float | None) -> Any:
         limit = timeout or self._config.timeout
         deadline = None
         if limit is not None:
@@ -561,11 +570,16 @@ class BulkheadPartition:
         priority: int | None,
         timeout: float | None,
     ) -> Any:
+        is_async = _is_async(function)
         loop = asyncio.get_running_loop()
         limit = timeout or self._config.timeout
-        deadline = None if limit is None else loop.time() + limit
-        is_async = _is_async(function)
-        permit = self._native.take() or await self._wait(priority, timeout)
+        permit = self._native.take()
+        if permit is None:
+            waiting = self._native.enqueue(priority, timeout, loop)
+            deadline = None if limit is None else loop.time() + limit
+            permit = await self._wait(waiting, loop, deadline)
+        else:
+            deadline = None if limit is None else loop.time() + limit
         outer = _set(self)
         timer = None
         try:
@@ -674,18 +688,20 @@ class BulkheadPartition:
                 raise
             raise self._native.time_out(limit) from None
 
-    async def _wait(self, priority: int | None, timeout: float | None) -> _native.BulkheadPermit:
-        """Waits in the queue for a slot."""
-        loop = asyncio.get_running_loop()
-        waiting = self._native.enqueue(priority, timeout, loop)
+    async def _wait(
+        self,
+        waiting: _native.BulkheadWaiting,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float | None,
+    ) -> _native.BulkheadPermit:
+        """Waits for the slot of a place in the queue."""
         timer = None
         try:
             permit = waiting.poll(self._native)
             if permit is not None:
                 return permit
-            limit = timeout or self._config.timeout
-            if limit is not None:
-                timer = loop.call_later(limit, _look, waiting.future)
+            if deadline is not None:
+                timer = loop.call_at(deadline, _look, waiting.future)
             await waiting.future
             permit = waiting.poll(self._native)
             if permit is None:
