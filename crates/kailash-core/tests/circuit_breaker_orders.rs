@@ -232,7 +232,7 @@ fn another_threshold_for_slow_calls_takes_no_young_call_for_an_overdue_one() {
         for start in 0..40_u64 {
             let [from, to] = [from, to].map(Duration::from_millis);
             let machine = machine(&watching(from));
-            let began = Timestamp::ZERO + Duration::from_millis(3600_000 + 97 * start);
+            let began = Timestamp::ZERO + Duration::from_millis(3_600_000 + 97 * start);
             let _young = hang(&machine, 20, began);
             let now = began + Duration::from_millis(20).min(to / 2);
             machine.reconfigure(&watching(to), now).unwrap();
