@@ -19,8 +19,9 @@ use kailash::bulkhead::*;
 use kailash::circuit_breaker::{self, CircuitBreaker, State};
 use kailash::clock::Clock;
 use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService, CallError, RefusalIsIgnored};
-use kailash::layer::circuit_breaker::CircuitBreakerLayer;
+use kailash::layer::circuit_breaker::{CircuitBreakerLayer, ErrIsFailure, HttpStatus};
 use tokio::task::yield_now;
+use tower::limit::ConcurrencyLimit;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -206,6 +207,22 @@ async fn a_service_that_is_ready_and_never_called_holds_no_slot() {
     // What was made ready before is still.
     assert_eq!(second.call(Work::Succeeds).await, Ok("done"));
     assert_whole(&partition);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_never_waits_for_its_own_readiness() {
+    let partition = partition(1, 1);
+    let within = service_fn(|()| async { Ok::<_, Infallible>("done") });
+    let mut service = BulkheadLayer::new(partition.clone()).layer(ConcurrencyLimit::new(within, 1));
+    for _ in 0..3 {
+        let ready = service.ready().await.unwrap();
+        let permit = partition.try_acquire().unwrap();
+        let mut response = Box::pin(ready.call(()));
+        assert!((&mut response).now_or_never().is_none(), "it waits");
+        drop(permit);
+        assert_eq!(response.await, Ok("done"));
+        assert_whole(&partition);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -433,7 +450,8 @@ async fn a_full_partition_is_neutral_to_a_breaker_around_it_and_keeps_no_probe()
     let (clock, hand) = Clock::manual();
     let breaker = CircuitBreaker::with_clock("b", config, clock).unwrap();
     let (guarded, _) = guarded(&BulkheadLayer::new(partition.clone()));
-    let layer = CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored);
+    let layer =
+        CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored(ErrIsFailure));
     let mut service = layer.layer(guarded);
     let mut call = async |work| service.ready().await?.call(work).await;
     type Refused = circuit_breaker::CallError<CallError<&'static str>>;
@@ -460,6 +478,39 @@ async fn a_full_partition_is_neutral_to_a_breaker_around_it_and_keeps_no_probe()
     assert_eq!(call(Work::Succeeds).await, Ok("done"));
     assert_eq!(breaker.state(), State::Closed);
     assert_whole(&partition);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http_status_still_counts_where_refusals_are_ignored() {
+    let partition = partition(1, 0);
+    let config = circuit_breaker::Config {
+        failure_threshold: 1,
+        ..circuit_breaker::Config::default()
+    };
+    let breaker = CircuitBreaker::new("b", config).unwrap();
+    let classifier = RefusalIsIgnored(HttpStatus);
+    let mut service = ServiceBuilder::new()
+        .layer(CircuitBreakerLayer::with_classifier(
+            breaker.clone(),
+            classifier,
+        ))
+        .layer(BulkheadLayer::new(partition.clone()))
+        .service_fn(|status: u16| async move {
+            let answer = Response::builder().status(status);
+            Ok::<_, Infallible>(answer.body(()).unwrap())
+        });
+    let mut call = async |status| service.ready().await?.call(status).await;
+
+    let permit = partition.try_acquire().unwrap();
+    for _ in 0..5 {
+        assert!(call(200).await.is_err());
+        assert_eq!(breaker.state(), State::Closed);
+    }
+    drop(permit);
+    assert_eq!(call(200).await.unwrap().status(), 200);
+    assert_eq!(breaker.state(), State::Closed);
+    assert_eq!(call(503).await.unwrap().status(), 503);
+    assert_eq!(breaker.state(), State::Open);
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@
 //!   service within; the call then waits in the partition's queue or is refused, as the layer is told.
 //!   Else the service is as ready as the one within, and that very instance gets the call.
 //! - **Slots** are taken by calls, not by readiness: a service that is made ready and never called holds
-//!   none. A call that had to wait makes a clone of the service within ready once it has its slot; an
-//!   instance that was ready before stays so, with whatever that holds, until its next call.
+//!   none. A call that had to wait makes a clone of the service within ready once it has its slot; what the
+//!   instance that was ready before holds, such as a slot of a concurrency limit, is let go when the waiting
+//!   begins. An instance whose call is refused stays ready, and keeps what it holds until its next call.
 //! - **A slot is held** until the response future ends, or with
 //!   [`until_body_ends`](BulkheadLayer::until_body_ends) until the response's body does, however either
 //!   ends.
@@ -30,7 +31,7 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::circuit_breaker::Classify;
+use super::circuit_breaker::{Classify, ErrIsFailure};
 use crate::bulkhead::{
     Admission, Closed, Full, OwnedPermit, Partition, RunError, TimedOut, Waiting,
 };
@@ -199,16 +200,21 @@ impl<S, H> BulkheadService<S, H> {
     where
         S: Service<Request> + Clone,
     {
-        match self.partition.enqueue(self.admission) {
-            Err(full) => ResponseFuture::new(State::Refused { full: Some(full) }),
-            Ok(waiting) => ResponseFuture::new(State::Waiting {
-                waiting: Some(waiting),
-                timer: self.partition.deadline(self.admission).map(Timer::new),
-                service: Some(self.inner.clone()),
-                request: Some(request),
-                admission: self.admission,
-            }),
-        }
+        let waiting = match self.partition.enqueue(self.admission) {
+            Err(full) => return ResponseFuture::new(State::Refused { full: Some(full) }),
+            Ok(waiting) => waiting,
+        };
+        let service = self.inner.clone();
+        // What this instance's readiness holds, the clone may have to wait for.
+        self.inner = service.clone();
+        self.is_ready = false;
+        ResponseFuture::new(State::Waiting {
+            waiting: Some(waiting),
+            timer: self.partition.deadline(self.admission).map(Timer::new),
+            service: Some(service),
+            request: Some(request),
+            admission: self.admission,
+        })
     }
 }
 
@@ -533,20 +539,26 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
 }
 
 /// Tells a circuit breaker around a partition how a call ended: a call that got no slot says nothing about
-/// the dependency; a timeout and the call's own error are failures.
+/// the dependency; of all else the classifier within decides.
+///
+/// By default a timeout and the call's own error are failures. Around HTTP services it is
+/// `RefusalIsIgnored(HttpStatus)`, with which answers of 5xx are failures too.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
 /// use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
 /// use kailash::circuit_breaker::{CircuitBreaker, Config};
 /// use kailash::layer::bulkhead::{BulkheadLayer, RefusalIsIgnored};
-/// use kailash::layer::circuit_breaker::CircuitBreakerLayer;
+/// use kailash::layer::circuit_breaker::{CircuitBreakerLayer, ErrIsFailure};
 /// use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 ///
 /// let breaker = CircuitBreaker::new("database", Config::default())?;
 /// let partition = Partition::new(PartitionConfig::new("database", PartitionType::Database))?;
 /// let mut service = ServiceBuilder::new()
-///     .layer(CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored))
+///     .layer(CircuitBreakerLayer::with_classifier(
+///         breaker.clone(),
+///         RefusalIsIgnored(ErrIsFailure),
+///     ))
 ///     .layer(BulkheadLayer::new(partition.clone()))
 ///     .service_fn(async |id: u32| Ok::<_, std::io::Error>(id));
 /// partition.close();
@@ -559,14 +571,16 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
 /// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RefusalIsIgnored;
+pub struct RefusalIsIgnored<C = ErrIsFailure>(pub C);
 
-impl<T, E> Classify<T, CallError<E>> for RefusalIsIgnored {
+impl<C, T, E> Classify<T, CallError<E>> for RefusalIsIgnored<C>
+where
+    C: Classify<T, CallError<E>>,
+{
     fn classify(&self, result: &Result<T, CallError<E>>) -> Outcome {
         match result {
-            Ok(_) => Outcome::Success,
             Err(CallError::Full(_) | CallError::Closed(_)) => Outcome::Ignored,
-            Err(CallError::TimedOut(_) | CallError::Inner(_)) => Outcome::Failure,
+            other => self.0.classify(other),
         }
     }
 }
