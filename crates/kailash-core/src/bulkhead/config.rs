@@ -46,8 +46,8 @@ pub struct PartitionConfig {
     /// In which order calls of one priority leave the queue. Default first come, first served.
     pub queue_order: QueueOrder,
     /// Whether a call that finds no free slot is refused when less time is left of its timeout than half of
-    /// the newest calls took: instead of waiting, or, where that comes while it waits, as soon as any call
-    /// ends. Default false.
+    /// the newest calls took: instead of waiting, or, where that comes while it waits, when a slot of the
+    /// partition is next handed over. Default false.
     ///
     /// The newest calls are the last 32 that ended within a minute; fewer than 8 say nothing. It costs
     /// two looks at the clock per call.
