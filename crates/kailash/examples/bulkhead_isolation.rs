@@ -30,15 +30,27 @@ pub(crate) struct Row {
     pub(crate) waited: u64,
 }
 
-/// Makes all calls, and leaves nothing behind.
-pub(crate) async fn measure() -> Result<[Row; 3], Box<dyn Error>> {
+/// Makes all calls, beside reports that take this long each, and leaves nothing behind.
+pub(crate) async fn measure(report: Duration) -> Result<[Row; 3], Box<dyn Error>> {
     let alone = partition("api", 10)?;
     let (api, reports) = (partition("api", 10)?, partition("reports", 10)?);
     let shared = partition("all", 20)?;
     Ok([
-        quick_calls("nothing", &alone, None).await?,
-        quick_calls("reports in a partition of their own", &api, Some(&reports)).await?,
-        quick_calls("reports in the same partition", &shared, Some(&shared)).await?,
+        quick_calls("nothing", &alone, None, report).await?,
+        quick_calls(
+            "reports in a partition of their own",
+            &api,
+            Some(&reports),
+            report,
+        )
+        .await?,
+        quick_calls(
+            "reports in the same partition",
+            &shared,
+            Some(&shared),
+            report,
+        )
+        .await?,
     ])
 }
 
@@ -55,13 +67,14 @@ async fn quick_calls(
     beside: &'static str,
     partition: &Partition,
     reports: Option<&Partition>,
+    report: Duration,
 ) -> Result<Row, RunError> {
     let is_over = AtomicBool::new(false);
     let clients = (0..reports.map_or(0, |_| CLIENTS)).map(|_| async {
         while let Some(reports) = reports
             && !is_over.load(Ordering::Relaxed)
         {
-            reports.run_blocking(|| thread::sleep(REPORT)).await?;
+            reports.run_blocking(move || thread::sleep(report)).await?;
         }
         Ok::<_, RunError>(())
     });
@@ -97,7 +110,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let head = ["beside", "p50", "p99", "longest", "waited"];
     let [beside, p50, p99, longest, waited] = head;
     println!("{beside:36} {p50:>10} {p99:>10} {longest:>10} {waited:>7}");
-    for row in measure().await? {
+    for row in measure(REPORT).await? {
         let ms = |share| format!("{:.2} ms", quantile(&row.took, share).as_secs_f64() * 1e3);
         let [p50, p99, longest] = [0.5, 0.99, 1.0].map(ms);
         let Row { beside, waited, .. } = row;
