@@ -134,7 +134,13 @@ impl Inner {
         let Err(denied) = self.slots.try_acquire_under(&ceiling.slots) else {
             return Ok(());
         };
-        let is_last = match denied.released {
+        self.step_back(ceiling, member, denied.released);
+        Err(denied.occupancy)
+    }
+
+    /// Ends the release of a slot of the partition beside which none of the ceiling was to be had.
+    fn step_back(&self, ceiling: &Ceiling, member: Member, released: Released) {
+        let is_last = match released {
             Released::Free => false,
             Released::Last => true,
             Released::Wanted => {
@@ -145,7 +151,6 @@ impl Inner {
             }
         };
         self.tell_drained(is_last);
-        Err(denied.occupancy)
     }
 
     /// Gives back what [`Inner::take_slot`] or a waiter's start took.
@@ -198,9 +203,8 @@ impl Inner {
             return false;
         }
         match &self.line {
-            Line::Under(ceiling, _) if !ceiling.slots.take_over() => {
-                // The call still holds its own slot, so this one is not the last.
-                let _ = self.slots.release();
+            Line::Under(ceiling, member) if !ceiling.slots.take_over() => {
+                self.step_back(ceiling, *member, self.slots.release());
                 false
             }
             _ => true,
