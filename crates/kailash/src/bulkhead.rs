@@ -27,8 +27,8 @@
 use std::fmt;
 use std::future::Future;
 use std::mem;
-use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -84,8 +84,8 @@ pub struct Partition(Arc<Inner>);
 struct Inner {
     slots: Arc<Slots>,
     line: Line,
-    /// Whether calls that hold a slot are timed, and told of.
-    is_timed: AtomicBool,
+    /// Why calls that hold a slot are timed, and told of: [`HOPELESS`] and [`SUBSCRIBED`], or nothing.
+    timed_for: AtomicU8,
     name: Arc<str>,
     settings: ArcSwap<Settings>,
     threads: Threads,
@@ -131,6 +131,11 @@ pub struct OwnedPermit {
     since: Timestamp,
 }
 
+/// Somebody is to know whether a wait is hopeless.
+const HOPELESS: u8 = 1;
+/// Somebody has subscribed.
+const SUBSCRIBED: u8 = 2;
+
 /// Since when a call runs that nobody times.
 const UNTIMED: Timestamp = Timestamp::NEVER;
 
@@ -150,9 +155,10 @@ pub struct Snapshot {
     pub threads: usize,
     /// Whether the partition admits nobody any more.
     pub is_closed: bool,
-    /// Calls that got a slot.
+    /// Calls that got a slot, among them blocking work that was given up before a thread had begun it.
     pub run: u64,
-    /// Calls that got none: every [`Full`] that was returned.
+    /// Calls that were refused: every [`Full`] that was returned. Blocking work that found no thread in
+    /// time had its slot, and is counted in `run` too.
     pub refused: u64,
     /// Of those refused, the calls that a more urgent one pushed out of the queue.
     pub evicted: u64,
@@ -225,7 +231,7 @@ impl Partition {
         Ok(Self(Arc::new(Inner {
             line: ceiling.map_or_else(own, |ceiling| Line::under(ceiling, &slots, &config)),
             slots,
-            is_timed: AtomicBool::new(config.reject_hopeless),
+            timed_for: AtomicU8::new(if config.reject_hopeless { HOPELESS } else { 0 }),
             name: config.name.as_str().into(),
             threads: Threads::new(config.threads()),
             settings: ArcSwap::from_pointee(Settings { config, priority }),
@@ -273,20 +279,23 @@ impl Partition {
         let (to, mut from) = (config.max_concurrent_operations, 0);
         inner.change(&config, || {
             from = inner.settings.load().config.max_concurrent_operations;
-            inner.threads.resize(self.name(), config.threads());
-            let is_timed = config.reject_hopeless || inner.events.get().is_some();
-            inner.is_timed.store(is_timed, Ordering::Relaxed);
+            if config.reject_hopeless {
+                inner.timed_for.fetch_or(HOPELESS, Ordering::Relaxed);
+            } else {
+                inner.timed_for.fetch_and(!HOPELESS, Ordering::Relaxed);
+            }
             let config = config.clone();
             inner
                 .settings
                 .store(Arc::new(Settings { config, priority }));
         });
+        // Without the lock, for threads take long to start. Whoever changed it last: the newest settings
+        // count.
+        let threads = inner.settings.load().config.threads();
+        inner.threads.resize(self.name(), threads);
         if from != to {
             inner.tell(EventKind::LimitChanged { from, to });
         }
-        // Whoever changed it last: the newest settings count.
-        let threads = self.0.settings.load().config.threads();
-        self.0.threads.resize(self.name(), threads);
         Ok(())
     }
 
@@ -558,7 +567,8 @@ impl Partition {
     ///
     /// Timed are the calls of [`Partition::run`] and [`Partition::run_blocking`]; permits that are taken
     /// by themselves only while `reject_hopeless` is on or once somebody has subscribed, since reading
-    /// the clock twice takes longer than taking a slot and giving it back.
+    /// the clock twice takes longer than taking a slot and giving it back. Blocking work that never began
+    /// is not among them.
     #[must_use]
     pub fn runs(&self) -> histogram::Snapshot {
         self.0.runs.snapshot()
@@ -573,7 +583,7 @@ impl Partition {
         let inner = &self.0;
         let sender = inner.events.get_or_init(|| broadcast::channel(1024).0);
         let receiver = sender.subscribe();
-        inner.is_timed.store(true, Ordering::Relaxed);
+        inner.timed_for.fetch_or(SUBSCRIBED, Ordering::Relaxed);
         Events::new(Arc::clone(&inner.name), receiver)
     }
 
@@ -585,6 +595,10 @@ impl Partition {
             return 0;
         };
         let turned_away = waiters.len();
+        if self.0.slots.occupancy().active == 0 {
+            // No slot is left that could say so when it is given back.
+            self.0.drained.notify_waiters();
+        }
         wake(waiters);
         self.0.tell(EventKind::Closed);
         turned_away
@@ -756,6 +770,19 @@ impl OwnedPermit {
         partition.expect("only a permit that is gone holds no slot")
     }
 
+    /// Gives back a slot that nothing ran in: how long it was held says nothing about the work.
+    fn end_unused(mut self) {
+        let Some(partition) = self.partition.take() else {
+            return;
+        };
+        let inner = &*partition.0;
+        if self.since != UNTIMED {
+            let ran = inner.clock.now().since(self.since);
+            inner.tell(EventKind::Ended { ran });
+        }
+        inner.give_back();
+    }
+
     /// The same slot, held by a permit that borrows its partition.
     fn lend(mut self, partition: &Partition) -> Permit<'_> {
         self.partition = None;
@@ -783,7 +810,7 @@ impl Inner {
     /// A call has its slot; since when it runs.
     #[inline]
     fn begin(&self) -> Timestamp {
-        if self.is_timed.load(Ordering::Relaxed) {
+        if self.timed_for.load(Ordering::Relaxed) != 0 {
             self.tell(EventKind::Started);
             return self.clock.now();
         }
@@ -811,8 +838,10 @@ impl Inner {
     fn tell(&self, kind: EventKind) {
         if let Some(events) = self.events.get() {
             let partition = Arc::clone(&self.name);
-            // No receiver is left: nobody wants to know.
-            let _ = events.send(Event { partition, kind });
+            // Subscribers are woken, who are foreign: their panic is not the call's, whose slot may be
+            // neither guarded yet nor given back. An error says that nobody wants to know.
+            let tell = || events.send(Event { partition, kind }).is_ok();
+            let _ = catch_unwind(AssertUnwindSafe(tell));
         }
     }
 

@@ -901,6 +901,55 @@ fn a_waker_may_use_the_partition() {
     assert_eq!(woken(), 3, "the end of the wait");
 }
 
+/// Uses its manager when it is woken.
+struct ManagerUser(Manager, mpsc::Sender<u32>);
+
+impl std::task::Wake for ManagerUser {
+    fn wake(self: Arc<Self>) {
+        let limit = self.0.get("p").unwrap().snapshot().limit;
+        self.1.send(limit).unwrap();
+    }
+}
+
+#[test]
+fn a_waker_may_use_the_manager_that_is_configured() {
+    let manager = Manager::new();
+    let partition = manager.configure(partition_config(1, 2)).unwrap();
+    let (tell, told) = mpsc::channel();
+    let waker = Waker::from(Arc::new(ManagerUser(manager.clone(), tell)));
+    let _permit = partition.try_acquire().unwrap();
+    let mut waiting = pin!(partition.enqueue(Admission::default()).unwrap());
+    let polled = waiting.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    // On a thread, for a lock that is held twice would hang.
+    let configures =
+        std::thread::spawn(move || manager.configure(partition_config(2, 2)).map(drop));
+    assert_eq!(told.recv_timeout(GENEROUS), Ok(2));
+    configures.join().unwrap().unwrap();
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn who_awaits_the_end_of_an_idle_partition_learns_of_it() {
+    let partition = partition_on_threads(1);
+    let mut drained = pin!(partition.drained());
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    assert!(drained.as_mut().poll(&mut context).is_pending());
+    partition.close();
+    assert!(woken.0.load(Ordering::SeqCst), "nothing runs any more");
+    assert!(drained.as_mut().poll(&mut context).is_ready());
+}
+
 #[tokio::test(start_paused = true)]
 async fn work_that_outlives_its_call_keeps_a_slot_until_it_ends() {
     struct Work<'a>(&'a Partition, Arc<Mutex<Option<OwnedPermit>>>);

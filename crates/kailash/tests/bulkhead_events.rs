@@ -1,6 +1,9 @@
 //! What a partition tells its subscribers, and what it counts.
 
-use std::future::pending;
+use std::future::{Future, pending};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -65,6 +68,89 @@ async fn every_step_of_a_call_is_told_once_and_in_order() {
         EventKind::Closed,
     ];
     assert_eq!(all(&mut events), expected);
+}
+
+/// A subscriber's waker that breaks.
+struct Broken;
+
+impl Wake for Broken {
+    fn wake(self: Arc<Self>) {
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn a_subscriber_that_panics_breaks_no_call_and_keeps_no_slot() {
+    let partition = Partition::new(config(1, 1)).unwrap();
+    let waker = Waker::from(Arc::new(Broken));
+    let mut context = Context::from_waker(&waker);
+    let (mut first, mut second) = (partition.subscribe(), partition.subscribe());
+    let mut next = pin!(first.recv());
+    assert!(next.as_mut().poll(&mut context).is_pending());
+    let permit = partition.try_acquire().unwrap();
+    let told = next.now_or_never().flatten().unwrap();
+    assert_eq!(told.kind, EventKind::Started);
+
+    assert_eq!(second.try_recv(), Some(told));
+    let mut next = pin!(second.recv());
+    assert!(next.as_mut().poll(&mut context).is_pending());
+    drop(permit);
+    let told = next.now_or_never().flatten().unwrap();
+    assert!(matches!(told.kind, EventKind::Ended { .. }), "{told:?}");
+    assert_eq!(partition.snapshot().active, 0);
+}
+
+#[test]
+fn no_change_of_the_configuration_takes_events_from_a_subscriber() {
+    let with = |reject_hopeless| PartitionConfig {
+        reject_hopeless,
+        ..config(1, 1)
+    };
+    let partition = Partition::new(with(true)).unwrap();
+    let mut events = partition.subscribe();
+    for reject_hopeless in [true, false, false, true, false] {
+        partition.reconfigure(with(reject_hopeless)).unwrap();
+        drop(partition.try_acquire().unwrap());
+        assert_eq!(all(&mut events).len(), 2, "its start and its end");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_never_began_is_told_of_and_is_no_run() {
+    let config = PartitionConfig {
+        max_threads: Some(1),
+        timeout: None,
+        ..config(2, 0)
+    };
+    let partition = Partition::with_clock(config, Clock::tokio()).unwrap();
+    let mut events = partition.subscribe();
+    let (release, hold) = std::sync::mpsc::channel::<()>();
+    let mut first = Box::pin(partition.run_blocking(move || hold.recv().is_err()));
+    assert!((&mut first).now_or_never().is_none());
+
+    let brief = Admission {
+        timeout: Some(Duration::from_secs(1)),
+        ..Admission::default()
+    };
+    assert!(partition.run_blocking_with(brief, || ()).await.is_err());
+    let ran = Duration::from_secs(1);
+    let expected = [
+        EventKind::Started,
+        EventKind::Started,
+        EventKind::Ended { ran },
+        EventKind::Rejected(Reason::Waited),
+    ];
+    assert_eq!(all(&mut events), expected);
+    assert_eq!(
+        (partition.runs().count(), partition.snapshot().active),
+        (0, 1)
+    );
+    drop(release);
+    assert!(first.await.unwrap());
+    assert_eq!(
+        (partition.runs().count(), partition.snapshot().active),
+        (1, 0)
+    );
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub enum EventKind {
     Queued,
     /// A call has a slot.
     Started,
-    /// A call gave its slot back.
+    /// A call is done with its slot, which it gives back right after, whether it ran in it or was given up
+    /// before.
     Ended {
         /// How long it held the slot.
         ran: Duration,

@@ -115,6 +115,10 @@ where
     }
 
     fn withdraw(&self) -> bool {
-        self.take().is_some()
+        let Some(Parts { permit, .. }) = self.take() else {
+            return false;
+        };
+        permit.end_unused();
+        true
     }
 }

@@ -75,7 +75,8 @@ impl Manager {
     /// Each partition's own limit and queue hold as before. When the ceiling is reached, calls wait in the
     /// queues of their partitions, and a call that ends lets the most urgent start of all that only the
     /// ceiling holds up: under overload, what is less urgent yields. Every 20th start goes to the longest
-    /// waiting, so that nobody starves.
+    /// waiting, so that nobody starves. A caller that comes while another is being refused because of the
+    /// ceiling may find its partition full for that moment, and be refused as `Busy` or wait.
     ///
     /// ```
     /// use kailash::bulkhead::{Manager, Reason};
@@ -178,13 +179,19 @@ impl Manager {
         if let Some(partition) = partitions.get(config.name.as_str())
             && !partition.0.slots.occupancy().is_closed
         {
+            let partition = partition.clone();
+            // Waiters and subscribers are woken, who may use this manager.
+            drop(partitions);
             partition.reconfigure(config)?;
-            return Ok(partition.clone());
+            return Ok(partition);
         }
         let (clock, ceiling) = (self.0.clock.clone(), self.0.ceiling.as_ref());
         let partition = Partition::under(ceiling, config, clock)?;
         let name = Arc::clone(&partition.0.name);
-        partitions.insert(name, partition.clone());
+        let replaced = partitions.insert(name, partition.clone());
+        drop(partitions);
+        // Its end wakes its subscribers.
+        drop(replaced);
         Ok(partition)
     }
 
