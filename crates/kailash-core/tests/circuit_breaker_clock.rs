@@ -58,3 +58,17 @@ fn the_clock_is_read_where_slow_or_cancelled_calls_or_a_time_window_ask_for_it()
     // Nothing is slow, so nothing can be overdue.
     assert_eq!(needs(&overdue(&nothing)), (false, false, false));
 }
+
+#[test]
+fn a_call_is_slow_from_the_threshold_on_where_slow_calls_count() {
+    let slow_after = |threshold| {
+        let config = Config {
+            slow_call_threshold: threshold,
+            ..Config::default()
+        };
+        let machine = Machine::new(&config).expect("the config is right");
+        [999, 1000].map(|millis| machine.is_slow(Duration::from_millis(millis)))
+    };
+    assert_eq!(slow_after(Some(Duration::from_secs(1))), [false, true]);
+    assert_eq!(slow_after(None), [false, false]);
+}

@@ -100,6 +100,12 @@ fn an_order_tells_the_change_that_it_made_and_no_other() {
             });
             assert_eq!(news, expected, "{name} while {before}");
             assert_eq!(machine.state(NOW), state_of(after), "{name} while {before}");
+            let passes_all = ["closed", "disabled", "metrics-only"].contains(&after);
+            assert_eq!(
+                machine.admit().is_some(),
+                passes_all,
+                "{name} while {before}"
+            );
             let snapshot = machine.snapshot(NOW);
             assert_eq!(
                 snapshot.forced,
