@@ -26,11 +26,13 @@ const PYTHON_PEERS: [&str; 6] = [
 /// Builds and runs everything, prints the table and writes it to `benches/RESULTS.md`.
 pub(crate) fn run() -> Outcome {
     let benches = root().join("benches");
+    // Before the builds of this run, which would be seen in it.
+    let load = load();
     let mut rows = rust_rows(&benches)?;
     let python = python_rows(&benches)?;
     rows.extend(python.rows);
     let bars: Vec<Bar> = read_bars(&benches)?;
-    let machine = machine(python.version.as_deref())?;
+    let machine = format!("{}; {load}", machine(python.version.as_deref())?);
     let text = render(&machine, &rows, &bars)?;
     println!("{text}");
     Ok(fs::write(benches.join("RESULTS.md"), text)?)
@@ -89,6 +91,13 @@ fn read_bars(benches: &Path) -> Result<Vec<Bar>, Box<dyn Error>> {
     let bars: Value = serde_json::from_str(&fs::read_to_string(benches.join("bars.json"))?)?;
     let bars = bars.as_array().ok_or("bars.json is no list")?;
     bars.iter().map(Bar::read).collect()
+}
+
+/// How busy the machine was: with others on it, only the least figures tell much.
+fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split_whitespace().next().unwrap_or("unknown");
+    format!("load {load} before the run")
 }
 
 /// What the figures were taken on, in one line.
