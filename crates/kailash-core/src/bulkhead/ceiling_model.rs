@@ -8,8 +8,8 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::{
-    Decided, Entry, Member, PartitionConfig, PartitionType, Priority, Queues, Released, Slots,
-    Ticket,
+    Decided, Entry, Member, PartitionConfig, PartitionType, Priority, QueueOrder, Queues, Released,
+    Slots, Ticket,
 };
 use crate::time::Timestamp;
 
@@ -26,16 +26,34 @@ enum Step {
         timeout: Option<u8>,
     },
     Release(prop::sample::Index),
+    /// What the call does goes on without it.
+    TakeOver(prop::sample::Index),
     Leave(prop::sample::Index),
     Pass(u8),
     Reconfigure {
         partition: usize,
-        limit: u8,
-        size: u8,
+        figures: Figures,
     },
     SetCeiling(u8),
     Close(usize),
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Figures {
+    limit: usize,
+    size: usize,
+    evicts: bool,
+    is_lifo: bool,
+    rejects_hopeless: bool,
+}
+
+const AT_FIRST: Figures = Figures {
+    limit: 2,
+    size: 3,
+    evicts: true,
+    is_lifo: false,
+    rejects_hopeless: true,
+};
 
 #[derive(Debug, PartialEq, Eq)]
 enum News {
@@ -44,6 +62,7 @@ enum News {
     Refused(Call),
     Evicted(Call),
     Expired(Call),
+    Hopeless(Call),
     Closed(Call),
 }
 
@@ -58,19 +77,25 @@ struct Real {
 struct Model {
     ceiling: usize,
     partitions: [Partition; PARTITIONS],
-    /// Each with its partition.
-    running: Vec<(Call, usize)>,
+    running: Vec<Running>,
     starts: usize,
     now: u64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy)]
+struct Running {
+    partition: usize,
+    since: u64,
+}
+
 struct Partition {
-    limit: usize,
-    size: usize,
+    figures: Figures,
     is_closed: bool,
     waiting: Vec<Waiter>,
+    busy_since: u64,
     starts: usize,
+    /// When each call ended, and how long it ran.
+    ended: Vec<(u64, u64)>,
 }
 
 struct Waiter {
@@ -80,11 +105,30 @@ struct Waiter {
     deadline: u64,
 }
 
-fn config(limit: u8, size: u8) -> PartitionConfig {
-    PartitionConfig {
-        max_concurrent_operations: limit.into(),
-        queue_size: size.into(),
-        ..PartitionConfig::new("p", PartitionType::Custom)
+impl Figures {
+    fn config(self) -> PartitionConfig {
+        let order = [QueueOrder::Fifo, QueueOrder::AdaptiveLifo];
+        PartitionConfig {
+            max_concurrent_operations: self.limit.try_into().expect("small"),
+            queue_size: self.size.try_into().expect("small"),
+            evict_lower_priority: self.evicts,
+            queue_order: order[usize::from(self.is_lifo)],
+            reject_hopeless: self.rejects_hopeless,
+            ..PartitionConfig::new("p", PartitionType::Custom)
+        }
+    }
+}
+
+impl Default for Partition {
+    fn default() -> Self {
+        Self {
+            figures: AT_FIRST,
+            is_closed: false,
+            waiting: Vec::new(),
+            busy_since: 0,
+            starts: 0,
+            ended: Vec::new(),
+        }
     }
 }
 
@@ -133,13 +177,25 @@ impl Real {
         match entry {
             Entry::Started => [News::Started(call)].into(),
             Entry::Refused(_) => [News::Refused(call)].into(),
-            Entry::Hopeless(_) => panic!("nobody rejects the hopeless here"),
+            Entry::Hopeless(_) => [News::Hopeless(call)].into(),
             Entry::Waiting { ticket, evicted } => {
                 self.tickets.insert(call, ticket);
                 let evicted = evicted.map(News::Evicted);
                 evicted.into_iter().chain([News::Waits(call)]).collect()
             }
         }
+    }
+
+    fn end(&mut self, Running { partition, since }: Running, now: u64) -> Vec<News> {
+        let (_, slots) = &self.members[partition];
+        slots.runs().record(at(now).since(at(since)), at(now));
+        self.release(partition, now)
+    }
+
+    fn take_over(&mut self, partition: usize, now: u64) -> Vec<News> {
+        let (_, slots) = &self.members[partition];
+        assert!(slots.take_over() && self.ceiling.take_over());
+        self.release(partition, now)
     }
 
     fn release(&mut self, partition: usize, now: u64) -> Vec<News> {
@@ -159,18 +215,69 @@ fn news(decided: Vec<Decided<Call>>) -> Vec<News> {
     let news = decided.into_iter().map(|decided| match decided {
         Decided::Start(call) => News::Started(call),
         Decided::Expired(call) => News::Expired(call),
-        Decided::Hopeless(_) => panic!("nobody rejects the hopeless here"),
+        Decided::Hopeless(call) => News::Hopeless(call),
     });
     news.collect()
 }
 
+impl Partition {
+    fn is_lifo(&self, now: u64) -> bool {
+        self.figures.is_lifo && at(now).since(at(self.busy_since)) >= Duration::from_millis(100)
+    }
+
+    fn is_hopeless(&self, deadline: u64, now: u64) -> bool {
+        let newest = self.ended.iter().rev().take(32);
+        let recent = newest.filter(|(ended, _)| ended + 60 >= now);
+        let mut ran: Vec<_> = recent.map(|(_, ran)| *ran).collect();
+        ran.sort_unstable();
+        if !self.figures.rejects_hopeless || deadline == u64::MAX || ran.len() < 8 {
+            return false;
+        }
+        let p50 = ran[(ran.len() - 1) / 2];
+        let left = deadline.saturating_sub(now);
+        // No call takes no time.
+        left < p50 || left == 0
+    }
+
+    /// The waiter with the least time left, if that is too little.
+    fn without_hope(&self, now: u64) -> Option<usize> {
+        let all = self.waiting.iter().enumerate();
+        let (position, waiter) = all.min_by_key(|(_, w)| (w.deadline, w.priority))?;
+        self.is_hopeless(waiter.deadline, now).then_some(position)
+    }
+
+    /// Of the waiters of one priority, the one that starts first or last.
+    fn one_of(&self, priority: Option<u8>, is_last_come: bool) -> Option<usize> {
+        let all = 0..self.waiting.len();
+        let mut of_it = all.filter(|position| Some(self.waiting[*position].priority) == priority);
+        if is_last_come {
+            of_it.next_back()
+        } else {
+            of_it.next()
+        }
+    }
+}
+
 impl Model {
     fn active(&self, partition: usize) -> usize {
-        self.running.iter().filter(|(_, p)| *p == partition).count()
+        let running = self.running.iter();
+        running.filter(|call| call.partition == partition).count()
+    }
+
+    fn start(&mut self, partition: usize) {
+        let since = self.now;
+        self.running.push(Running { partition, since });
+    }
+
+    fn end(&mut self, which: usize) -> Running {
+        let call = self.running.remove(which);
+        let ran = self.now - call.since;
+        self.partitions[call.partition].ended.push((self.now, ran));
+        call
     }
 
     fn has_room(&self, partition: usize) -> bool {
-        self.active(partition) < self.partitions[partition].limit
+        self.active(partition) < self.partitions[partition].figures.limit
     }
 
     fn is_held_up(&self, partition: usize) -> bool {
@@ -186,7 +293,7 @@ impl Model {
 
     fn enter(&mut self, call: Call, partition: usize, priority: u8, deadline: u64) -> Vec<News> {
         if self.is_free(partition) {
-            self.running.push((call, partition));
+            self.start(partition);
             return [News::Started(call)].into();
         }
         let since = self.now;
@@ -194,16 +301,24 @@ impl Model {
         if own.is_closed {
             return [News::Refused(call)].into();
         }
+        if own.is_hopeless(deadline, since) {
+            return [News::Hopeless(call)].into();
+        }
+        let was_empty = own.waiting.is_empty();
         let mut news = Vec::new();
-        if own.waiting.len() >= own.size {
-            // The last of the largest is the newest of the least urgent.
-            let last = own.waiting.iter().enumerate();
-            match last.max_by_key(|(_, w)| w.priority) {
-                Some((position, w)) if w.priority > priority => {
+        if own.waiting.len() >= own.figures.size {
+            let least = own.waiting.iter().map(|w| w.priority).max();
+            match own.one_of(least, !own.is_lifo(since)) {
+                Some(position)
+                    if own.figures.evicts && own.waiting[position].priority > priority =>
+                {
                     news.push(News::Evicted(own.waiting.remove(position).call));
                 }
                 _ => return [News::Refused(call)].into(),
             }
+        }
+        if was_empty {
+            own.busy_since = since;
         }
         news.push(News::Waits(call));
         own.waiting.push(Waiter {
@@ -231,26 +346,27 @@ impl Model {
             let Some(partition) = next else { break };
             let own = &mut self.partitions[partition];
             while !own.waiting.is_empty() {
-                let waiting = own.waiting.iter().enumerate();
-                let first = waiting.min_by_key(|(_, w)| w.priority);
-                let position = match first {
-                    Some((position, _))
-                        if !is_turn_of_the_oldest && !(own.starts + 1).is_multiple_of(20) =>
-                    {
-                        position
-                    }
-                    _ => 0,
+                let without_hope = own.without_hope(self.now);
+                let most = own.waiting.iter().map(|w| w.priority).min();
+                let position = if without_hope.is_some() {
+                    without_hope
+                } else if is_turn_of_the_oldest || (own.starts + 1).is_multiple_of(20) {
+                    Some(0)
+                } else {
+                    own.one_of(most, own.is_lifo(self.now))
                 };
-                let waiter = own.waiting.remove(position);
+                let waiter = own.waiting.remove(position.expect("somebody waits"));
                 if waiter.deadline <= self.now {
                     news.push(News::Expired(waiter.call));
-                    continue;
+                } else if without_hope.is_some() {
+                    news.push(News::Hopeless(waiter.call));
+                } else {
+                    own.starts += 1;
+                    self.starts += 1;
+                    self.start(partition);
+                    news.push(News::Started(waiter.call));
+                    break;
                 }
-                own.starts += 1;
-                self.starts += 1;
-                self.running.push((waiter.call, partition));
-                news.push(News::Started(waiter.call));
-                break;
             }
         }
         news
@@ -260,16 +376,25 @@ impl Model {
 fn step() -> impl Strategy<Value = Step> {
     let timeout = prop::option::of(0..20_u8);
     let partition = 0..PARTITIONS;
-    let figures = (0..PARTITIONS, 1..5_u8, 0..6_u8);
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let figures = (1..5_usize, 0..6_usize, flags).prop_map(|(limit, size, flags)| Figures {
+        limit,
+        size,
+        evicts: flags.0,
+        is_lifo: flags.1,
+        rejects_hopeless: flags.2,
+    });
+    let figures = (0..PARTITIONS, figures);
     prop_oneof![
         2 => (0..PARTITIONS).prop_map(Step::TryAcquire),
         30 => (partition, 1..=10_u8, timeout).prop_map(|(partition, priority, timeout)| {
             Step::Enter { partition, priority, timeout }
         }),
         25 => any::<prop::sample::Index>().prop_map(Step::Release),
+        1 => any::<prop::sample::Index>().prop_map(Step::TakeOver),
         4 => any::<prop::sample::Index>().prop_map(Step::Leave),
         5 => (0..5_u8).prop_map(Step::Pass),
-        1 => figures.prop_map(|(partition, limit, size)| Step::Reconfigure { partition, limit, size }),
+        1 => figures.prop_map(|(partition, figures)| Step::Reconfigure { partition, figures }),
         1 => (1..8_u8).prop_map(Step::SetCeiling),
         1 => (0..PARTITIONS * 20).prop_map(|n| match n {
             closed @ 0..PARTITIONS => Step::Close(closed),
@@ -290,10 +415,10 @@ proptest! {
             tickets: BTreeMap::new(),
         };
         let mut model = Model { ceiling: 3, ..Model::default() };
-        for own in &mut model.partitions {
-            (own.limit, own.size) = (2, 3);
-            let slots = Arc::new(Slots::new(2));
-            let member = real.queues.join(Arc::clone(&slots), &config(2, 3));
+        for own in &model.partitions {
+            let config = own.figures.config();
+            let slots = Arc::new(Slots::new(config.max_concurrent_operations));
+            let member = real.queues.join(Arc::clone(&slots), &config);
             real.members.push((member, slots));
         }
         for (call, step) in steps.into_iter().enumerate() {
@@ -304,7 +429,7 @@ proptest! {
                     let is_free = model.is_free(partition);
                     prop_assert_eq!(real.try_acquire(partition, now), is_free);
                     if is_free {
-                        model.running.push((call, partition));
+                        model.start(partition);
                     }
                     (Vec::new(), Vec::new())
                 }
@@ -314,8 +439,12 @@ proptest! {
                     (real.enter(call, (partition, priority), now, deadline), expected)
                 }
                 Step::Release(which) if !model.running.is_empty() => {
-                    let (_, partition) = model.running.remove(which.index(model.running.len()));
-                    (real.release(partition, now), model.fill())
+                    let ended = model.end(which.index(model.running.len()));
+                    (real.end(ended, now), model.fill())
+                }
+                Step::TakeOver(which) if !model.running.is_empty() => {
+                    let Running { partition, .. } = *which.get(&model.running);
+                    (real.take_over(partition, now), Vec::new())
                 }
                 Step::Leave(which) => {
                     let calls = model.partitions.iter().enumerate();
@@ -339,10 +468,9 @@ proptest! {
                     model.now += u64::from(secs);
                     (Vec::new(), Vec::new())
                 }
-                Step::Reconfigure { partition, limit, size } => {
-                    let own = &mut model.partitions[partition];
-                    (own.limit, own.size) = (limit.into(), size.into());
-                    let (member, config) = (real.members[partition].0, config(limit, size));
+                Step::Reconfigure { partition, figures } => {
+                    model.partitions[partition].figures = figures;
+                    let (member, config) = (real.members[partition].0, figures.config());
                     real.queues.reconfigure(&real.ceiling, member, &config, at(now), &mut decided);
                     (news(decided), model.fill())
                 }
@@ -365,7 +493,7 @@ proptest! {
                     let closed = closed.into_iter().map(News::Closed);
                     (closed.chain(news(decided)).collect(), expected)
                 }
-                Step::Release(_) => continue,
+                Step::Release(_) | Step::TakeOver(_) => continue,
             };
             prop_assert_eq!(told, expected);
             let ceiling = real.ceiling.occupancy();
@@ -379,8 +507,9 @@ proptest! {
                 prop_assert_eq!(occupancy.queued as usize, waiting);
             }
         }
-        while let Some((_, partition)) = model.running.pop() {
-            prop_assert_eq!(real.release(partition, model.now), model.fill());
+        while let Some(last) = model.running.len().checked_sub(1) {
+            let ended = model.end(last);
+            prop_assert_eq!(real.end(ended, model.now), model.fill());
         }
         let all = real.members.iter().map(|(_, slots)| slots.occupancy());
         for occupancy in all.chain([real.ceiling.occupancy()]) {
