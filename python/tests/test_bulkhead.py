@@ -275,17 +275,16 @@ async def test_a_timeout_in_the_queue_never_starts_the_call() -> None:
     with pytest.raises(BulkheadFullError) as caught:
         await it.execute(started.append, 1, timeout=0.05)
     assert caught.value.reason == "waited"
-    began = time.monotonic()
     with pytest.raises(BulkheadFullError) as caught:
         await it.execute(started.append, 1, timeout=0)
-    assert caught.value.reason == "busy" and time.monotonic() - began < 1
+    assert caught.value.reason == "busy"
     it.release()
-    await asyncio.sleep(0.02)
-    assert started == [] and is_empty(it)
     for wrong in (-1, float("inf"), float("nan")):
         with pytest.raises(ValueError):
             await it.execute(started.append, 1, timeout=wrong)
+    # Whatever had kept a place would start before this.
     assert await it.execute(lambda: "runs", timeout=0) == "runs"
+    assert started == [] and is_empty(it)
 
 
 async def test_a_timeout_while_running_is_a_timeout_error() -> None:

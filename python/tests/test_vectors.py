@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -454,7 +453,6 @@ class Calls:
 
 @pytest.mark.parametrize("vector", vectors("bulkhead"))
 def test_bulkhead(vector: dict[str, Any]) -> None:
-    known = {each.name for each in fields(PartitionConfig)}
     for refused in vector.get("refused", []):
         field = refused["field"]
         with pytest.raises(ConfigError) as caught:
@@ -464,8 +462,7 @@ def test_bulkhead(vector: dict[str, Any]) -> None:
     if "steps" not in vector:
         return
     config = vector.get("config", {})
-    unending = config.get("timeout", 0) is None
-    if unending or not set(config) <= known:
+    if config.get("timeout", 0) is None:
         pytest.skip("Python's partitions always have a timeout")
     calls = Calls(config)
     for place, step in enumerate(vector["steps"], 1):
