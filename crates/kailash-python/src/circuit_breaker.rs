@@ -18,7 +18,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, ffi, intern};
+use tokio::task::AbortHandle;
 
+use crate::calling;
 use crate::config::{self, Settings};
 use crate::runtime::{self, Carried, ManualClock, deliver};
 
@@ -63,6 +65,30 @@ impl CircuitBreakerManager {
             .map(|breaker| breaker.name().to_string())
             .collect()
     }
+
+    /// In a forked child: frees the slots of probes whose callers are the parent's, also of breakers
+    /// that Python has not seen.
+    fn forget_calls_in_flight(&self) {
+        for breaker in self.0.all() {
+            breaker.abandon_probes();
+        }
+    }
+}
+
+/// What tells of a breaker's transitions, until it is let go.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct CircuitBreakerSubscription {
+    task: AbortHandle,
+    generation: u64,
+}
+
+impl Drop for CircuitBreakerSubscription {
+    fn drop(&mut self) {
+        // After a fork it is the parent's, and so is what would end it.
+        if self.generation == runtime::generation() {
+            self.task.abort();
+        }
+    }
 }
 
 /// How long the calls of one breaker took.
@@ -90,7 +116,7 @@ impl Judge {
         let Some(retry_after) = &self.retry_after else {
             return (Outcome::Failure, Ok(()));
         };
-        let answer = retry_after.bind(outcome.py()).call1((outcome,));
+        let answer = calling::call(retry_after.bind(outcome.py()), [outcome]);
         let wait = answer.and_then(|answer| {
             let seconds = |answer| config::seconds("retry_after", answer);
             (!answer.is_none()).then(|| seconds(&answer)).transpose()
@@ -183,7 +209,7 @@ impl CircuitBreaker {
         }
         let judge = self.judge.load_full();
         if let Some(neutral) = &judge.neutral {
-            match error.is_instance(neutral.bind(error.py())) {
+            match is_instance(error, neutral.bind(error.py())) {
                 Ok(true) => return (Outcome::Ignored, Ok(())),
                 Ok(false) => {}
                 Err(raised) => return (Outcome::Failure, Err(raised)),
@@ -202,8 +228,8 @@ impl CircuitBreaker {
         let Some(is_failure) = &judge.is_failure else {
             return (Outcome::Success, Ok(()));
         };
-        let answer = is_failure.bind(outcome.py()).call1((outcome,));
-        match answer.and_then(|answer| answer.is_truthy()) {
+        let answer = calling::call(is_failure.bind(outcome.py()), [outcome]);
+        match answer.and_then(|answer| calling::is_true(&answer)) {
             Ok(false) => (Outcome::Success, Ok(())),
             Ok(true) => judge.failed(outcome),
             Err(raised) => (Outcome::Failure, Err(raised)),
@@ -365,11 +391,12 @@ impl CircuitBreaker {
         changed.map_err(|error| config::raise(settings.py(), &error, None))
     }
 
-    /// Has `callback(from, to)` called on the courier's thread at each transition; it must be quick.
-    fn listen(&self, callback: Py<PyAny>) {
+    /// Has `callback(from, to)` called on the courier's thread at each transition, as long as what
+    /// this answers is kept; it must be quick.
+    fn listen(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
         let mut events = self.breaker.subscribe_transitions();
         let callback = Carried::new(callback);
-        runtime::handle().spawn(async move {
+        let task = runtime::handle().spawn(async move {
             let callback = Arc::new(callback);
             loop {
                 if let EventKind::Transition(transition) = events.recv().await.kind {
@@ -383,6 +410,10 @@ impl CircuitBreaker {
                 }
             }
         });
+        CircuitBreakerSubscription {
+            task: task.abort_handle(),
+            generation: runtime::generation(),
+        }
     }
 
     /// In a forked child: frees the slots of probes whose callers are the parent's.
@@ -552,6 +583,13 @@ pub(crate) fn read_rejected(error: &Bound<'_, PyAny>) -> PyResult<Rejected> {
 #[pyfunction]
 pub(crate) fn rejection_message(error: &Bound<'_, PyAny>) -> PyResult<String> {
     read_rejected(error).map(|rejected| rejected.to_string())
+}
+
+/// What `isinstance` says, which may ask a metaclass of a user's.
+fn is_instance(error: &Bound<'_, PyAny>, classes: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    static ISINSTANCE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let isinstance = ISINSTANCE.import(error.py(), "builtins", "isinstance")?;
+    calling::call(isinstance, [error, classes.as_any()])?.is_truthy()
 }
 
 fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<Config> {

@@ -6,6 +6,7 @@
 use pyo3::prelude::*;
 
 mod bulkhead;
+mod calling;
 mod circuit_breaker;
 mod config;
 mod health;
@@ -25,8 +26,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::circuit_breaker::{
-        CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, check_circuit_breaker_config,
-        circuit_breaker_presets, guard, rejection_message,
+        CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, CircuitBreakerSubscription,
+        check_circuit_breaker_config, circuit_breaker_presets, guard, rejection_message,
     };
     #[pymodule_export]
     use crate::health::{

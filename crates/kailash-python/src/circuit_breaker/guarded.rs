@@ -28,32 +28,25 @@ use kailash::circuit_breaker::{Outcome, Permit, Rejected};
 use pyo3::exceptions::PyStopIteration;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
+use pyo3::types::{PyTuple, PyType};
 use pyo3::{ffi, intern};
 
 use super::{CircuitBreaker, CircuitBreakerPermit, rejection};
+use crate::calling::{self, Object};
 use crate::runtime;
-
-type Object = *mut ffi::PyObject;
 
 type Vectorcall = unsafe extern "C" fn(Object, *const Object, usize, Object) -> Object;
 
 const HAVE_VECTORCALL: c_ulong = 1 << 11;
 
 unsafe extern "C" {
-    fn PyObject_Vectorcall(
-        callable: Object,
-        args: *const Object,
-        count: usize,
-        names: Object,
-    ) -> Object;
     fn PyVectorcall_Call(callable: Object, args: Object, kwargs: Object) -> Object;
 }
 
 static FUNCTION: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-static STOP_VALUE: PyOnceLock<StopValue> = PyOnceLock::new();
+static STOP: PyOnceLock<Stop> = PyOnceLock::new();
 
 /// Makes the two types and puts them into the module.
 pub(crate) fn add_types(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -61,8 +54,8 @@ pub(crate) fn add_types(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let types = py.import("types")?;
     let method = types.getattr("MethodType")?.cast_into::<PyType>()?;
     METHOD.get_or_init(py, || method.unbind());
-    let value = StopValue::of(&py.get_type::<PyStopIteration>().getattr("value")?);
-    STOP_VALUE.get_or_init(py, || value);
+    let stop = Stop::new(&py.get_type::<PyStopIteration>())?;
+    STOP.get_or_init(py, || stop);
     for (cell, made) in [
         (&FUNCTION, function_type(py)?),
         (&COROUTINE, coroutine_type(py)?),
@@ -157,8 +150,7 @@ fn raise(kind: Kind, message: &CStr) {
 unsafe fn clear(field: *mut Object) {
     // SAFETY: the caller passes a field that owns a reference or is null.
     unsafe {
-        let object = field.replace(null_mut());
-        ffi::Py_XDECREF(object);
+        calling::let_go(field.replace(null_mut()));
     }
 }
 
@@ -244,7 +236,7 @@ unsafe extern "C" fn function_begin(
 ) -> Object {
     // SAFETY: as above.
     unsafe {
-        let inner = PyObject_Vectorcall((*slf.cast::<Function>()).function, args, count, names);
+        let inner = calling::vectorcall((*slf.cast::<Function>()).function, args, count, names);
         if inner.is_null() {
             return inner;
         }
@@ -265,7 +257,7 @@ unsafe fn call(this: *mut Function, args: *const Object, count: usize, names: Ob
             }
         };
         let generation = runtime::generation();
-        let result = PyObject_Vectorcall((*this).function, args, count, names);
+        let result = calling::vectorcall((*this).function, args, count, names);
         let (outcome, judged) = match Bound::from_owned_ptr_or_opt(py, result) {
             None => (judge_raised(py, breaker), None),
             Some(result) if is_awaitable(&result) => {
@@ -276,7 +268,10 @@ unsafe fn call(this: *mut Function, args: *const Object, count: usize, names: Ob
                     generation,
                 };
                 let owner = Bound::from_borrowed_ptr(py, (*this).owner);
-                let judged = owner.call_method1(intern!(py, "_judge_at_its_end"), (permit, result));
+                let judged = Bound::new(py, permit).and_then(|permit| {
+                    let judge = owner.getattr(intern!(py, "_judge_at_its_end"))?;
+                    calling::call(&judge, [permit.as_any(), &result])
+                });
                 return hand_over(py, judged);
             }
             Some(result) => {
@@ -542,7 +537,7 @@ impl Coroutine {
                     return ffi::PySendResult::PYGEN_ERROR;
                 }
             }
-            let sent = ffi::PyIter_Send((*this).inner, value, result);
+            let sent = calling::send((*this).inner, value, result);
             match sent {
                 ffi::PySendResult::PYGEN_NEXT => (*this).stage = Stage::Suspended,
                 ffi::PySendResult::PYGEN_ERROR => Self::end_with_error(this),
@@ -577,7 +572,7 @@ impl Coroutine {
             let yielded = if throw.is_null() {
                 throw
             } else {
-                ffi::PyObject_Call(throw, args, null_mut())
+                calling::call_with(throw, args, null_mut())
             };
             ffi::Py_XDECREF(throw);
             if !yielded.is_null() {
@@ -619,7 +614,8 @@ impl Coroutine {
             }
             let py = attached();
             let inner = Bound::from_borrowed_ptr(py, (*this).inner);
-            let closed = inner.call_method0(intern!(py, "close"));
+            let close = inner.getattr(intern!(py, "close"));
+            let closed = close.and_then(|close| calling::call(&close, []));
             drop(inner);
             if let Err(raised) = closed {
                 raised.restore(py);
@@ -751,32 +747,74 @@ unsafe fn step(slf: Object, value: Object, stop: impl FnOnce(Object)) -> Object 
 /// coroutine that is not Python's own ends by one.
 static SPARE_STOP: AtomicPtr<ffi::PyObject> = AtomicPtr::new(null_mut());
 
-/// What sets the value of a `StopIteration`, found once: to look it up for each costs twice as much.
-struct StopValue {
+/// What gives a `StopIteration` its value, found once: to look it up for each costs twice as much.
+struct Stop {
+    value: Setter,
+    args: Setter,
+    no_args: Py<PyTuple>,
+}
+
+struct Setter {
     descriptor: Py<PyAny>,
     set: ffi::descrsetfunc,
 }
 
-impl StopValue {
+impl Setter {
     fn of(descriptor: &Bound<'_, PyAny>) -> Self {
-        // SAFETY: a slot of this name holds a function of this type, and a member that can be
-        // written has one.
+        // SAFETY: a slot of this name holds a function of this type, and what can be written has
+        // one.
         let set = unsafe {
             let set = ffi::PyType_GetSlot(descriptor.get_type_ptr(), ffi::Py_tp_descr_set);
             std::mem::transmute::<*mut c_void, Option<ffi::descrsetfunc>>(set)
         };
         Self {
             descriptor: descriptor.clone().unbind(),
-            set: set.expect("the value of a StopIteration can be written"),
+            set: set.expect("the parts of a StopIteration can be written"),
         }
     }
 
-    unsafe fn set(stop: Object, value: Object) -> bool {
+    unsafe fn set(&self, stop: Object, value: Object) -> bool {
+        // SAFETY: called by slots, with a `StopIteration`.
+        unsafe { (self.set)(self.descriptor.as_ptr(), stop, value) == 0 }
+    }
+}
+
+impl Stop {
+    fn new(class: &Bound<'_, PyType>) -> PyResult<Self> {
+        Ok(Self {
+            value: Setter::of(&class.getattr("value")?),
+            args: Setter::of(&class.getattr("args")?),
+            no_args: PyTuple::empty(class.py()).unbind(),
+        })
+    }
+
+    unsafe fn get<'a>() -> &'a Self {
+        // SAFETY: called by slots.
+        let this = STOP.get(unsafe { attached() });
+        this.expect("found when the module was made")
+    }
+
+    /// Makes it one that carries this value, as Python makes it.
+    unsafe fn fill(stop: Object, value: Object) -> bool {
+        // SAFETY: called by slots, with a `StopIteration`; the tuple takes a reference of its own.
+        unsafe {
+            let args = ffi::PyTuple_New(1);
+            if args.is_null() {
+                return false;
+            }
+            ffi::PyTuple_SetItem(args, 0, ffi::Py_NewRef(value));
+            let this = Self::get();
+            let filled = this.value.set(stop, value) && this.args.set(stop, args);
+            ffi::Py_DECREF(args);
+            filled
+        }
+    }
+
+    unsafe fn empty(stop: Object) -> bool {
         // SAFETY: called by slots, with a `StopIteration`.
         unsafe {
-            let this = STOP_VALUE.get(attached());
-            let this = this.expect("found when the module was made");
-            (this.set)(this.descriptor.as_ptr(), stop, value) == 0
+            let this = Self::get();
+            this.value.set(stop, ffi::Py_None()) && this.args.set(stop, this.no_args.as_ptr())
         }
     }
 }
@@ -790,7 +828,7 @@ unsafe fn stop(this: *mut Coroutine, value: Object) {
         if stop.is_null() {
             stop = ffi::PyObject_CallFunctionObjArgs(ffi::PyExc_StopIteration, none);
         }
-        if stop.is_null() || !StopValue::set(stop, value) {
+        if stop.is_null() || !Stop::fill(stop, value) {
             ffi::Py_XDECREF(stop);
         } else {
             (*this).stop = ffi::Py_NewRef(stop);
@@ -813,7 +851,7 @@ unsafe fn spare(this: *mut Coroutine) {
         let is_fresh = traceback.is_null() && context.is_null() && ffi::Py_REFCNT(stop) == 1;
         ffi::Py_XDECREF(traceback);
         ffi::Py_XDECREF(context);
-        let other = if is_fresh && StopValue::set(stop, ffi::Py_None()) {
+        let other = if is_fresh && Stop::empty(stop) {
             SPARE_STOP.swap(stop, Ordering::Relaxed)
         } else {
             stop
