@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import functools
 import gc
@@ -646,6 +647,32 @@ async def test_a_call_obeys_the_protocol_of_coroutines() -> None:
         with pytest.raises(StopIteration) as end:
             next(gives().__await__())
         assert end.value.value is result
+        native = StopIteration() if result is None else StopIteration(result)
+        assert end.value.args == native.args and repr(end.value) == repr(native)
+
+
+def test_a_coroutine_leaves_nothing_of_its_result_behind() -> None:
+    guard = breaker()
+
+    class Result:
+        pass
+
+    @guard
+    async def gives(result: object) -> object:
+        return result
+
+    result = Result()
+    gone = weakref.ref(result)
+    ended = gives(result).__await__()
+    with pytest.raises(StopIteration):
+        next(ended)
+    del ended, result
+    gc.collect()
+    assert gone() is None
+    ended = gives(1).__await__()
+    with pytest.raises(StopIteration) as end:
+        next(ended)
+    assert end.value.args == (1,)
 
 
 def each_way_through(
@@ -882,6 +909,61 @@ async def test_a_block_left_in_another_context_gives_its_slot_back() -> None:
     with guard:
         pass
     assert guard.metrics.consecutive_successes == 1
+
+
+def apart(function: Callable[..., object], *args: object) -> None:
+    """Calls it in a context that is gone afterwards."""
+    contextvars.copy_context().run(function, *args)
+
+
+def test_a_block_whose_ends_run_in_two_contexts_counts_as_any() -> None:
+    guard = breaker(failure_threshold=2)
+    for _ in range(2):
+        apart(guard.__enter__)
+        error = ConnectionError()
+        apart(guard.__exit__, ConnectionError, error, None)
+    assert counted(guard) == (0, 2) and guard.state is CircuitState.OPEN
+
+    clock = ManualClock()
+    guard = CircuitBreaker(CircuitBreakerConfig(failure_threshold=2), clock=clock)
+    for _ in range(2):
+        entered = contextvars.copy_context()
+        entered.run(guard.__enter__)
+        clock.advance(1.5)
+        apart(guard.__exit__, None, None, None)
+        del entered
+        gc.collect()
+    assert counted(guard) == (2, 0)
+    assert guard.metrics.avg_call_duration == pytest.approx(1.5)
+    assert not guard._entered
+
+
+def test_blocks_that_end_elsewhere_leave_each_other_a_verdict() -> None:
+    guard = breaker(failure_threshold=9)
+    apart(guard.__enter__)
+    with guard:
+        # It takes the newest permit, and this block the other.
+        apart(lambda: contextvars.Context().run(guard.__exit__, None, None, None))
+    assert counted(guard) == (2, 0)
+    with guard, guard:
+        pass
+    assert counted(guard) == (4, 0) and not guard._entered
+
+
+def test_a_probe_that_ends_in_another_context_keeps_its_slot_until_then() -> None:
+    clock = ManualClock()
+    config = CircuitBreakerConfig(
+        failure_threshold=1, half_open_requests=1, success_threshold=1, jitter_enabled=False
+    )
+    guard = CircuitBreaker(config, clock=clock)
+    guard.record_failure()
+    clock.advance(60)
+    apart(guard.__enter__)
+    gc.collect()
+    with pytest.raises(CircuitBreakerError):
+        guard.call(int)
+    apart(guard.__exit__, None, None, None)
+    assert guard.state is CircuitState.CLOSED
 
 
 # ------------------------------------------------------------------ what counts
@@ -1294,6 +1376,74 @@ def test_the_status_is_ready_for_json() -> None:
     assert status["config"]["excluded_exceptions"] == ["KeyError"]
 
 
+def test_the_status_tells_why_it_opened_and_what_metrics_only_would_have_done() -> None:
+    guard = breaker(failure_threshold=2)
+    status = guard.get_status()
+    assert status["cause"] is None and status["would_open"] is None
+    assert status["openings"] == 0 and status["ramp_share"] is None
+    guard.metrics_only()
+    for _ in range(2):
+        guard.record_failure()
+    assert guard.get_status()["would_open"] == "consecutive_failures"
+    assert guard.state is CircuitState.METRICS_ONLY
+    guard.enable()
+    guard.reset()
+    for _ in range(2):
+        guard.record_failure()
+    status = json.loads(json.dumps(guard.get_status()))
+    assert status["cause"] == "consecutive_failures" and status["openings"] == 1
+
+
+def test_the_status_tells_the_share_that_a_ramp_lets_pass() -> None:
+    clock = ManualClock()
+    config = CircuitBreakerConfig(
+        failure_threshold=1, success_threshold=1, ramp_enabled=True, jitter_enabled=False
+    )
+    guard = CircuitBreaker(config, clock=clock)
+    guard.record_failure()
+    clock.advance(60)
+    guard.call(int)
+    assert guard.get_status()["ramp_share"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_listener_keeps_no_breaker_alive(is_removed: bool) -> None:
+    guard, heard = breaker(), []
+
+    def listener(old: CircuitState, new: CircuitState, metrics: object) -> None:
+        heard.append(new)
+
+    guard.add_listener(listener)
+    guard.force_open()
+    until_sync(lambda: heard == [CircuitState.OPEN])
+    if is_removed:
+        guard.remove_listener(listener)
+    gone = weakref.ref(guard)
+    del guard
+
+    def is_gone() -> bool:
+        gc.collect()
+        return gone() is None
+
+    until_sync(is_gone)
+
+
+def test_a_listener_that_is_added_after_the_last_was_removed_hears() -> None:
+    guard, heard = breaker(), []
+
+    def listener(old: CircuitState, new: CircuitState, metrics: object) -> None:
+        heard.append(new)
+
+    for _ in range(3):
+        guard.add_listener(listener)
+        guard.remove_listener(listener)
+    guard.remove_listener(listener)
+    guard.force_open()
+    guard.add_listener(listener)
+    guard.reset()
+    until_sync(lambda: heard == [CircuitState.CLOSED])
+
+
 async def test_listeners_hear_each_transition_and_can_harm_no_call() -> None:
     guard, heard, awaited = breaker(failure_threshold=1, recovery_timeout=0.05), [], []
     loop = asyncio.get_running_loop()
@@ -1384,6 +1534,12 @@ async def test_a_manager_has_the_methods_that_users_know() -> None:
     assert await manager.execute_with_circuit_breaker("api", call, lambda: "instead") == "instead"
     assert manager.reset_circuit_breaker("api") is True
     assert await manager.execute_with_circuit_breaker("api", call, lambda: "instead") == "real"
+    inner = breaker()
+    inner.force_open()
+    with pytest.raises(CircuitBreakerError) as refused:
+        await manager.execute_with_circuit_breaker("api", lambda: inner.call(int), lambda: 1)
+    assert refused.value.name == inner.name, "its fallback is for its own refusals"
+    assert manager.get_or_create("api").metrics.failed_calls == 0
     assert set(manager.get_all_status()) == {"api"} == set(manager.get_all_circuit_states())
     await manager.reset_all()
 

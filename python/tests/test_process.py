@@ -400,3 +400,162 @@ def test_the_interpreter_ends_while_a_thread_waits_in_a_queue() -> None:
             time.sleep(0.001)
         """
     )
+
+
+DAEMONS = {
+    "sync": """
+        @guard
+        def work():
+            time.sleep(0.002)
+        def loop():
+            while True:
+                work()
+        """,
+    "async": """
+        @guard
+        async def work():
+            sum(range(1000))
+            await asyncio.sleep(0)
+            time.sleep(0.001)
+        def loop():
+            async def main():
+                while True:
+                    await work()
+            asyncio.run(main())
+        """,
+    "an awaitable from a plain function": """
+        async def inner():
+            time.sleep(0.001)
+        @guard
+        def work():
+            return inner()
+        def loop():
+            async def main():
+                while True:
+                    await work()
+            asyncio.run(main())
+        """,
+    "a coroutine that is thrown into and closed": """
+        import types
+        @types.coroutine
+        def tick():
+            while True:
+                try:
+                    yield
+                except KeyError:
+                    time.sleep(0.002)
+                finally:
+                    time.sleep(0.002)
+        @guard
+        async def work():
+            await tick()
+        def loop():
+            while True:
+                began = work()
+                began.send(None)
+                began.throw(KeyError())
+                began.close()
+                guard.record_success()
+        """,
+    "is_failure of results": """
+        guard.reconfigure(is_failure=lambda result: time.sleep(0.002))
+        def loop():
+            while True:
+                guard.call(int)
+        """,
+    "is_failure and retry_after of errors": """
+        class Judged(Exception):
+            pass
+        guard.reconfigure(
+            is_failure=lambda error: time.sleep(0.001) or True,
+            retry_after=lambda error: time.sleep(0.001))
+        guard.metrics_only()
+        @guard
+        def work():
+            raise Judged
+        def loop():
+            while True:
+                try:
+                    work()
+                except Judged:
+                    pass
+        """,
+    "a block": """
+        def loop():
+            while True:
+                with guard:
+                    time.sleep(0.002)
+        """,
+    "a partition": """
+        @part
+        def work():
+            time.sleep(0.002)
+        def loop():
+            while True:
+                work()
+        """,
+    "a partition, async": """
+        @part
+        async def work():
+            time.sleep(0.002)
+            await asyncio.sleep(0)
+            time.sleep(0.002)
+        def loop():
+            async def main():
+                while True:
+                    await work()
+            asyncio.run(main())
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", DAEMONS)
+def test_the_interpreter_ends_while_daemon_threads_are_inside_guarded_calls(kind: str) -> None:
+    begin = """
+        import asyncio, threading, time
+        from kailash.core.resilience.bulkhead import *
+        from kailash.core.resilience.circuit_breaker import *
+        guard = CircuitBreaker()
+        part = BulkheadPartition(PartitionConfig(
+            "p", PartitionType.CUSTOM, max_concurrent_operations=8))
+        """
+    end = """
+        for _ in range(4):
+            threading.Thread(target=loop, daemon=True).start()
+        seen = lambda: guard.metrics.total_calls + part.metrics.total_operations
+        while seen() < 20:
+            time.sleep(0.001)
+        """
+    code = "".join(map(textwrap.dedent, (begin, DAEMONS[kind], end)))
+    for _ in range(5):
+        # What the threads would have done next is nobody's business; how the process ends is.
+        assert check(code) == ""
+
+
+def test_a_forked_child_has_breakers_that_only_rust_has_made_without_calls_in_flight() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience import circuit_breaker
+    from kailash.core.resilience.circuit_breaker import *
+    config = CircuitBreakerConfig(
+        failure_threshold=1, recovery_timeout=0.01, half_open_requests=1, success_threshold=1)
+    made = get_circuit_breaker_manager()._native.get_or_create("of a workflow", config)
+    made.record_failure()
+    while made.state() != "half_open":
+        time.sleep(0.001)
+    probe = made.acquire()
+
+    def child():
+        guard = get_circuit_breaker("of a workflow")
+        assert guard.call(lambda: 1) == 1
+        assert guard.state is CircuitState.CLOSED
+
+    in_child(child)
+    try:
+        get_circuit_breaker("of a workflow").call(lambda: 1)
+        raise SystemExit("the probe's slot was free")
+    except CircuitBreakerError:
+        probe.success()
+    """
+    )

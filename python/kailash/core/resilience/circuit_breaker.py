@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from types import FunctionType, TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from kailash import _native
 from kailash._process import in_forked_child
@@ -201,7 +201,8 @@ class CircuitBreaker:
 
     As a decorator it takes functions, async functions, generators, async generators and methods,
     and keeps their kind. `with` and `async with` guard a block. A call that it refuses raises
-    `CircuitBreakerError`. Any thread and any event loop may use it. `clock` is for tests.
+    `CircuitBreakerError`. A block may be left in another context or thread than it was entered in.
+    Any thread and any event loop may use it. `clock` is for tests.
     """
 
     def __init__(
@@ -225,6 +226,9 @@ class CircuitBreaker:
         self._listeners: list[tuple[Listener, Callback]] = []
         # Popped by whoever adds the first listener.
         self._unheard = [True]
+        self._subscription: _native.CircuitBreakerSubscription | None = None
+        # The permits of all blocks that run, the newest last.
+        self._entered: dict[_native.CircuitBreakerPermit, None] = {}
         self._configure(config)
         _every.add(self)
 
@@ -270,7 +274,11 @@ class CircuitBreaker:
         return self.metrics.failed_calls
 
     def get_status(self) -> dict[str, Any]:
-        """Everything about the breaker now, ready for JSON."""
+        """Everything about the breaker now, ready for JSON.
+
+        `cause` is why it opened last, `openings` how often it did, `would_open` why it would have
+        opened in METRICS_ONLY, and `ramp_share` which share of the calls passes during a ramp.
+        """
         counted = self._native.snapshot()
         config: dict[str, Any] = {name: getattr(self._config, name) for name in _FIELDS}
         config["excluded_exceptions"] = [
@@ -283,6 +291,10 @@ class CircuitBreaker:
             "name": self.name,
             "state": counted["state"],
             "forced": counted["forced"],
+            "cause": counted["cause"],
+            "openings": counted["openings"],
+            "would_open": counted["would_open"],
+            "ramp_share": counted["ramp_share"],
             "metrics": {name: counted[name] for name in _METRICS},
             "config": config,
             "time_until_recovery": counted["retry_after"],
@@ -297,23 +309,30 @@ class CircuitBreaker:
         """
         callback = Callback(listener, "circuit breaker listener")
         self._listeners.append((listener, callback))
-        try:
-            self._unheard.pop()
-        except IndexError:
-            return
-        self._native.listen(self._tell)
+        self._subscribe()
 
     def remove_listener(self, listener: Listener) -> None:
         """Ends what `add_listener` began; unknown listeners are ignored."""
         for index, (known, _) in enumerate(self._listeners):
             if known == listener:
                 del self._listeners[index]
-                return
+                break
+        else:
+            return
+        if not self._listeners:
+            self._subscription = None
+            self._unheard.append(True)
+            # Another thread may have added one meanwhile.
+            self._subscribe()
 
-    def _tell(self, old: str, new: str) -> None:
-        metrics = self.metrics
-        for _, callback in tuple(self._listeners):
-            callback(_STATES[old], _STATES[new], metrics)
+    def _subscribe(self) -> None:
+        if not self._listeners:
+            return
+        try:
+            self._unheard.pop()
+        except IndexError:
+            return
+        self._subscription = self._native.listen(_teller(self))
 
     # -------------------------------------------------------------- to steer it
 
@@ -481,7 +500,9 @@ class CircuitBreaker:
     # -------------------------------------------------------------- to guard a block
 
     def __enter__(self) -> CircuitBreaker:
-        _blocks.set((self, self._native.acquire(), _blocks.get()))
+        permit = self._native.acquire()
+        self._entered[permit] = None
+        _blocks.set((self, permit, _blocks.get()))
         return self
 
     def __exit__(
@@ -510,11 +531,25 @@ class CircuitBreaker:
         self.__exit__(kind, error, traceback)
 
     def _leave(self) -> _native.CircuitBreakerPermit | None:
-        """Takes this breaker's innermost block off the stack.
+        """The permit of the block that ends: this context's innermost, else the newest of all.
 
-        A block that is left in another context than it was entered in (an async generator that
-        another task closes) is not there: its permit counts as cancelled once its context is gone.
+        A block is left in another context than it was entered in where a framework runs the two
+        halves of a dependency in contexts of their own, or another task closes a generator.
         """
+        permit = self._innermost()
+        if permit is not None:
+            try:
+                del self._entered[permit]
+                return permit
+            except KeyError:
+                pass  # a block that was left elsewhere has taken it, and left its own
+        try:
+            return self._entered.popitem()[0]
+        except KeyError:
+            return None
+
+    def _innermost(self) -> _native.CircuitBreakerPermit | None:
+        """Takes this breaker's innermost block off the context's stack."""
         passed: list[_Block] = []
         block = _blocks.get()
         while block is not None and block[0] is not self:
@@ -530,6 +565,20 @@ class CircuitBreaker:
 
 
 ConnectionCircuitBreaker = CircuitBreaker
+
+
+def _teller(breaker: CircuitBreaker) -> Callable[[str, str], None]:
+    """Tells the breaker's listeners as long as somebody else keeps it alive."""
+    alive = ref(breaker)
+
+    def tell(old: str, new: str) -> None:
+        breaker = alive()
+        if breaker is not None:
+            metrics = breaker.metrics
+            for _, callback in tuple(breaker._listeners):
+                callback(_STATES[old], _STATES[new], metrics)
+
+    return tell
 
 
 class _Judged:
@@ -643,13 +692,24 @@ class CircuitBreakerManager:
         func: Callable[[], Any],
         fallback: Callable[[], Any] | None = None,
     ) -> Any:
-        """Calls `func` through the breaker of this name, and `fallback` instead if it refuses."""
+        """Calls `func` through the breaker of this name, and `fallback` instead if it refuses.
+
+        What other breakers refuse within `func` is raised.
+        """
+        breaker = self.get_or_create(name)
         try:
-            return await _result(self.get_or_create(name).call(func))
+            permit = breaker._native.acquire()
         except CircuitBreakerError:
             if fallback is None:
                 raise
             return await _result(fallback())
+        try:
+            result = await _result(func())
+        except BaseException as error:
+            permit.fail(error)
+            raise
+        permit.succeed(result)
+        return result
 
     def get_all_status(self) -> dict[str, dict[str, Any]]:
         """The status of each breaker by its name."""
@@ -727,8 +787,9 @@ def get_circuit_breaker(
 
 @in_forked_child
 def _forget_calls_in_flight() -> None:
+    _manager._native.forget_calls_in_flight()
     for breaker in tuple(_every):
         breaker._native.forget_calls_in_flight()
         if not breaker._unheard:
             # What carried the news to them was a thread of the parent's.
-            breaker._native.listen(breaker._tell)
+            breaker._subscription = breaker._native.listen(_teller(breaker))
