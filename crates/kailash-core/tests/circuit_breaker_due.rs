@@ -223,3 +223,39 @@ fn a_watched_call_that_ended_in_time_is_not_overdue_in_a_full_window_either() {
         Verdict::Unchanged
     );
 }
+
+#[test]
+fn whoever_only_reads_the_state_sees_a_lapse_at_its_deadline() {
+    let machine = Machine::new(&config()).unwrap();
+    end(&machine, Outcome::Failure, at(0));
+    let _hung = machine.try_acquire(at(10), DRAW).0.unwrap();
+    assert_eq!(machine.state(at(14)), State::HalfOpen);
+    assert_eq!(machine.state(at(15)), State::Open);
+}
+
+#[test]
+fn probes_that_are_abandoned_leave_the_opening_as_it_was() {
+    let machine = Machine::new(&config()).unwrap();
+    end(&machine, Outcome::Failure, at(0));
+    let parents = machine.try_acquire(at(10), DRAW).0.unwrap();
+    machine.abandon_probes();
+    let seen = machine.snapshot(at(10));
+    assert_eq!((seen.probes_in_flight, seen.openings_in_a_row), (0, 1));
+    assert_eq!(seen.cause, Some(Cause::ConsecutiveFailures));
+    let again = end(&machine, Outcome::Failure, at(11)).unwrap();
+    assert_eq!(
+        again.wait,
+        Some(Duration::from_secs(20)),
+        "the second in a row"
+    );
+    assert_eq!(
+        machine.record(parents, Outcome::Success, Some(at(11))),
+        Verdict::Unchanged
+    );
+}
+
+#[test]
+fn a_machine_shows_its_state() {
+    let shown = format!("{:?}", Machine::new(&config()).unwrap());
+    assert!(shown.contains("Closed"), "{shown}");
+}
