@@ -15,6 +15,7 @@ __all__ = [
     "CircuitBreaker",
     "CircuitBreakerManager",
     "CircuitBreakerPermit",
+    "CircuitBreakerSubscription",
     "Courier",
     "GuardedCoroutine",
     "GuardedFunction",

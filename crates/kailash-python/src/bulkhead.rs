@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
+use crate::calling;
 use crate::config::{self, Settings};
 use crate::runtime::{self, ManualClock, attached, promise};
 
@@ -258,7 +259,7 @@ impl BulkheadPartition {
         let admission = admission.map_err(|error| config::raise(py, &error, None))?;
         let waiting = attached(py, || self.inner.load().enqueue(admission));
         let waiting = waiting.map_err(|full| raise_full(py, &full))?;
-        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        let future = calling::call_method(event_loop, intern!(py, "create_future"), [])?;
         let event_loop = event_loop.clone().unbind();
         Ok(BulkheadWaiting::new(
             py,

@@ -16,7 +16,8 @@ use std::mem::{forget, transmute};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyBool;
+use pyo3::types::iterator::PySendResult;
+use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 
 pub(crate) type Object = *mut ffi::PyObject;
 
@@ -63,6 +64,35 @@ pub(crate) unsafe fn vectorcall(
     parked_where_unwound(|| unsafe { PyObject_Vectorcall(callable, args, count, names) })
 }
 
+/// Calls `callable` with these arguments.
+pub(crate) fn call_all<'py>(
+    callable: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let kwargs = kwargs.map_or(std::ptr::null_mut(), Bound::as_ptr);
+    // SAFETY: the lock is held, and the references outlive the call.
+    unsafe {
+        let result = call_with(callable.as_ptr(), args.as_ptr(), kwargs);
+        Bound::from_owned_ptr_or_err(callable.py(), result)
+    }
+}
+
+/// Makes the first step of a coroutine: what it gave, or what it returned.
+pub(crate) fn start<'py>(coroutine: &Bound<'py, PyAny>) -> PyResult<PySendResult<'py>> {
+    let py = coroutine.py();
+    let mut result = std::ptr::null_mut();
+    // SAFETY: the lock is held; what comes out is owned, or null where an exception is raised.
+    unsafe {
+        let sent = send(coroutine.as_ptr(), py.None().as_ptr(), &raw mut result);
+        let result = Bound::from_owned_ptr_or_err(py, result)?;
+        Ok(match sent {
+            ffi::PySendResult::PYGEN_RETURN => PySendResult::Return(result),
+            _ => PySendResult::Next(result),
+        })
+    }
+}
+
 /// Calls `callable` with a tuple, and with a dict or null.
 pub(crate) unsafe fn call_with(callable: Object, args: Object, kwargs: Object) -> Object {
     type Imported = unsafe extern "C" fn(Object, Object, Object) -> Object;
@@ -102,6 +132,15 @@ pub(crate) fn call<'py, const N: usize>(
         let result = vectorcall(callable.as_ptr(), args.as_ptr(), N, std::ptr::null_mut());
         Bound::from_owned_ptr_or_err(callable.py(), result)
     }
+}
+
+/// Calls the method of this name with these arguments.
+pub(crate) fn call_method<'py, const N: usize>(
+    object: &Bound<'py, PyAny>,
+    name: &Bound<'py, PyString>,
+    args: [&Bound<'py, PyAny>; N],
+) -> PyResult<Bound<'py, PyAny>> {
+    call(&object.getattr(name)?, args)
 }
 
 /// Whether an answer of a user's counts as true.

@@ -12,10 +12,12 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use kailash::clock::{Clock, ManualClock as Hand};
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict};
 use tokio::runtime::{Handle, Runtime};
 
+use crate::calling;
 use crate::config;
 
 static PROCESS: ArcSwapOption<Process> = ArcSwapOption::const_empty();
@@ -284,13 +286,14 @@ pub(crate) fn settle_function(py: Python<'_>) -> PyResult<Py<PyAny>> {
 /// Gives a future its result or its exception, unless it was cancelled meanwhile.
 #[pyfunction]
 fn settle(future: &Bound<'_, PyAny>, value: Py<PyAny>, error: Py<PyAny>) -> PyResult<()> {
-    if future.call_method0("done")?.is_truthy()? {
+    let py = future.py();
+    if calling::is_true(&calling::call_method(future, intern!(py, "done"), [])?)? {
         return Ok(());
     }
-    if error.is_none(future.py()) {
-        future.call_method1("set_result", (value,))?;
+    if error.is_none(py) {
+        calling::call_method(future, intern!(py, "set_result"), [value.bind(py)])?;
     } else {
-        future.call_method1("set_exception", (error,))?;
+        calling::call_method(future, intern!(py, "set_exception"), [error.bind(py)])?;
     }
     Ok(())
 }

@@ -3,16 +3,9 @@
 //! Most calls that need no waiting end in that step. They are made, counted and done with here,
 //! without a permit or a timer that Python would see.
 
-#![expect(
-    unsafe_code,
-    reason = "calls that may end with their thread take bare pointers"
-)]
-
-use std::ptr::null_mut;
-
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::iterator::PySendResult;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
 use super::BulkheadPermit;
@@ -66,13 +59,7 @@ pub(super) fn begin<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = function.py();
     let kwargs = (!kwargs.is_empty()).then_some(kwargs);
-    let kwargs = kwargs.map_or(null_mut(), Bound::as_ptr);
-    // SAFETY: the lock is held, and the references outlive the call.
-    let made = unsafe {
-        let made = calling::call_with(function.as_ptr(), args.as_ptr(), kwargs);
-        Bound::from_owned_ptr_or_err(py, made)
-    };
-    match made.and_then(step) {
+    match calling::call_all(function, args, kwargs).and_then(step) {
         Ok(Step::Ended(result)) => {
             permit.end(py, true);
             Ok(result)
@@ -104,15 +91,8 @@ fn step(made: Bound<'_, PyAny>) -> PyResult<Step<'_>> {
     {
         return Ok(Step::Goes(made, None));
     }
-    let mut result = null_mut();
-    // SAFETY: the lock is held; what comes out is owned, or null where an exception is raised.
-    unsafe {
-        let sent = calling::send(made.as_ptr(), py.None().as_ptr(), &raw mut result);
-        let result = Bound::from_owned_ptr_or_opt(py, result);
-        match (sent, result) {
-            (ffi::PySendResult::PYGEN_RETURN, Some(result)) => Ok(Step::Ended(result)),
-            (ffi::PySendResult::PYGEN_NEXT, Some(first)) => Ok(Step::Goes(made, Some(first))),
-            _ => Err(PyErr::fetch(py)),
-        }
-    }
+    Ok(match calling::start(&made)? {
+        PySendResult::Return(result) => Step::Ended(result),
+        PySendResult::Next(first) => Step::Goes(made, Some(first)),
+    })
 }

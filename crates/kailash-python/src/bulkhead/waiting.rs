@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::{BulkheadPartition, BulkheadPermit, lock, raise_full};
+use crate::calling;
 use crate::runtime::{self, attached, deliver, settle_function};
 
 // How often a thread that waits looks whether the user pressed Ctrl-C.
@@ -120,14 +121,15 @@ impl LoopWaker {
             .import(py, "asyncio", "_get_running_loop")?
             .call0()?;
         let settle = settle_function(py)?;
-        let (value, error) = (py.None(), py.None());
+        let (settle, future, none) = (settle.bind(py), self.future.bind(py), py.None());
+        let none = none.bind(py);
         if running.is(&self.event_loop) {
             // On the loop's own thread: it need not be woken.
-            settle.call1(py, (&self.future, value, error))?;
+            calling::call(settle, [future, none, none])?;
         } else {
             let name = intern!(py, "call_soon_threadsafe");
-            let told = (settle, &self.future, value, error);
-            self.event_loop.call_method1(py, name, told)?;
+            let event_loop = self.event_loop.bind(py);
+            calling::call_method(event_loop, name, [settle, future, none, none])?;
         }
         Ok(())
     }
