@@ -494,6 +494,21 @@ DAEMONS = {
             while True:
                 work()
         """,
+    "a partition's queue across loops": """
+        narrow = BulkheadPartition(PartitionConfig(
+            "n", PartitionType.CUSTOM, max_concurrent_operations=1, queue_size=100, timeout=1000))
+        @narrow
+        async def work():
+            await asyncio.sleep(0)
+        def loop():
+            async def one():
+                while True:
+                    await work()
+                    guard.record_success()
+            async def main():
+                await asyncio.gather(one(), one())
+            asyncio.run(main())
+        """,
     "a partition, async": """
         @part
         async def work():
