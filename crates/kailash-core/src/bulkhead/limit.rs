@@ -344,6 +344,18 @@ mod tests {
     use std::thread;
 
     #[test]
+    fn nobody_waits_where_a_slot_is_free_or_the_partition_is_closed() {
+        let slots = Slots::new(1);
+        assert!(slots.join_queue().is_err(), "a slot is free");
+        slots.try_acquire().unwrap();
+        assert!(slots.join_queue().is_ok());
+        assert_eq!(slots.occupancy().queued, 1);
+        slots.close();
+        assert!(slots.join_queue().is_err(), "it is closed");
+        assert_eq!(slots.occupancy().queued, 0);
+    }
+
+    #[test]
     fn a_thousand_racers_never_exceed_the_limit() {
         let slots = Slots::new(10);
         let (inside, taken) = (Peak::new(0), Count::new(0));
