@@ -536,7 +536,12 @@ class CircuitBreaker:
         A block is left in another context than it was entered in where a framework runs the two
         halves of a dependency in contexts of their own, or another task closes a generator.
         """
-        permit = self._innermost()
+        block = _blocks.get()
+        if block is not None and block[0] is self:
+            _blocks.set(block[2])
+            permit: _native.CircuitBreakerPermit | None = block[1]
+        else:
+            permit = self._innermost()
         if permit is not None:
             try:
                 del self._entered[permit]
@@ -549,7 +554,7 @@ class CircuitBreaker:
             return None
 
     def _innermost(self) -> _native.CircuitBreakerPermit | None:
-        """Takes this breaker's innermost block off the context's stack."""
+        """Takes this breaker's innermost block off the context's stack, from below others'."""
         passed: list[_Block] = []
         block = _blocks.get()
         while block is not None and block[0] is not self:
