@@ -837,12 +837,18 @@ impl Inner {
     #[inline]
     fn tell(&self, kind: EventKind) {
         if let Some(events) = self.events.get() {
-            let partition = Arc::clone(&self.name);
-            // Subscribers are woken, who are foreign: their panic is not the call's, whose slot may be
-            // neither guarded yet nor given back. An error says that nobody wants to know.
-            let tell = || events.send(Event { partition, kind }).is_ok();
-            let _ = catch_unwind(AssertUnwindSafe(tell));
+            self.send(events, kind);
         }
+    }
+
+    /// Apart from `tell`, so that calls which nobody listens to do not carry it along.
+    #[cold]
+    fn send(&self, events: &broadcast::Sender<Event>, kind: EventKind) {
+        let partition = Arc::clone(&self.name);
+        // Subscribers are woken, who are foreign: their panic is not the call's, whose slot may be
+        // neither guarded yet nor given back. An error says that nobody wants to know.
+        let tell = || events.send(Event { partition, kind }).is_ok();
+        let _ = catch_unwind(AssertUnwindSafe(tell));
     }
 
     fn refuse(&self, occupancy: Occupancy, reason: Reason) -> Full {
