@@ -344,6 +344,22 @@ mod tests {
     use std::thread;
 
     #[test]
+    fn only_the_last_slot_of_a_closed_partition_falls_as_the_last() {
+        let slots = Slots::new(2);
+        for _ in 0..2 {
+            slots.try_acquire().unwrap();
+        }
+        assert!(!slots.fall(), "it is open");
+        assert!(!slots.fall(), "it is open, and empty");
+        for _ in 0..2 {
+            slots.try_acquire().unwrap();
+        }
+        slots.close();
+        assert!(!slots.fall(), "another is held");
+        assert!(slots.fall());
+    }
+
+    #[test]
     fn nobody_waits_where_a_slot_is_free_or_the_partition_is_closed() {
         let slots = Slots::new(1);
         assert!(slots.join_queue().is_err(), "a slot is free");

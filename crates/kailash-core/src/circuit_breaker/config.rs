@@ -406,6 +406,27 @@ mod tests {
     }
 
     #[test]
+    fn two_configs_differ_in_the_fields_that_differ() {
+        let ok = Config::default();
+        assert_eq!(ok.differences(&ok), []);
+        let other = Config {
+            failure_threshold: 10,
+            slow_call_threshold: None,
+            initial_state: State::Open,
+            ..ok.clone()
+        };
+        let (from, to) = (String::from, String::from);
+        assert_eq!(
+            ok.differences(&other),
+            [
+                ("failure_threshold", from("5"), to("10")),
+                ("slow_call_threshold", from("5s"), to("off")),
+                ("initial_state", from("closed"), to("open")),
+            ]
+        );
+    }
+
+    #[test]
     fn extreme_values_are_taken() {
         let config = Config {
             recovery_timeout: Duration::MAX,
