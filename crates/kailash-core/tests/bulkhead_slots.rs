@@ -1,8 +1,12 @@
 //! What the word of a partition's slots counts, and what it answers at its edges.
 
+use std::sync::Arc;
+
 use kailash_core::bulkhead::{
-    Occupancy, PartitionConfig, PartitionType, Queue, QueueOrder, Released, Slots,
+    Member, Occupancy, PartitionConfig, PartitionType, Priority, Queue, QueueOrder, Queues,
+    Released, Slots,
 };
+use kailash_core::time::Timestamp;
 
 fn queue() -> Queue<u32> {
     Queue::new(&PartitionConfig::new("p", PartitionType::Custom))
@@ -101,4 +105,45 @@ fn orders_of_a_queue_read_as_they_are_written() {
         assert_eq!(order.to_string().parse::<QueueOrder>().unwrap(), order);
     }
     assert!("lifo".parse::<QueueOrder>().is_err());
+}
+
+type Partition = (Arc<Slots>, Member);
+
+/// Two partitions of one slot each under a ceiling of one.
+fn under_a_ceiling() -> (Slots, Queues<u32>, [Partition; 2]) {
+    let mut queues = Queues::new();
+    let members = [1, 1].map(|limit| {
+        let slots = Arc::new(Slots::new(limit));
+        let config = PartitionConfig::new("p", PartitionType::Custom);
+        let member = queues.join(Arc::clone(&slots), &config);
+        (slots, member)
+    });
+    (Slots::new(1), queues, members)
+}
+
+#[test]
+fn a_call_that_steps_back_is_the_last_only_of_a_closed_partition() {
+    let (ceiling, mut queues, [(slots, member), _]) = under_a_ceiling();
+    let mut decided = Vec::new();
+    slots.try_acquire().unwrap();
+    assert!(!queues.step_back(&ceiling, member, Timestamp::ZERO, &mut decided));
+    slots.try_acquire().unwrap();
+    queues.close(&ceiling, member, Timestamp::ZERO, &mut decided);
+    assert!(queues.step_back(&ceiling, member, Timestamp::ZERO, &mut decided));
+    assert!(decided.is_empty());
+}
+
+#[test]
+fn a_partition_that_is_removed_takes_nobody_and_holds_nobody_up() {
+    let (_, mut queues, [(_, gone), (_, other)]) = under_a_ceiling();
+    queues.remove(gone);
+    assert!(!queues.has_place(gone, Priority::default()));
+    assert!(queues.has_place(other, Priority::default()));
+    assert!(!queues.is_hopeless(gone, Timestamp::ZERO, Timestamp::ZERO));
+}
+
+#[test]
+fn without_the_setting_no_wait_is_hopeless() {
+    let (_, queues, [(_, member), _]) = under_a_ceiling();
+    assert!(!queues.is_hopeless(member, Timestamp::ZERO, Timestamp::ZERO));
 }

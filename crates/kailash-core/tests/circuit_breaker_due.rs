@@ -259,3 +259,19 @@ fn a_machine_shows_its_state() {
     let shown = format!("{:?}", Machine::new(&config()).unwrap());
     assert!(shown.contains("Closed"), "{shown}");
 }
+
+#[test]
+fn a_probe_that_failed_opens_it_from_its_own_end_however_late_that_is_carried_out() {
+    let machine = Machine::new(&config()).unwrap();
+    end(&machine, Outcome::Failure, at(0));
+    let probe = machine.try_acquire(at(10), DRAW).0.unwrap();
+    let Verdict::Trip(trip) = machine.record(probe, Outcome::Failure, Some(at(11))) else {
+        panic!("a failed probe opens it");
+    };
+    let news = machine.trip(trip, at(13), DRAW).unwrap();
+    assert_eq!(
+        (news.at, news.wait),
+        (at(11), Some(Duration::from_secs(20)))
+    );
+    assert_eq!(machine.next_due(at(13)), Some(at(31)));
+}
