@@ -434,6 +434,7 @@ mod tests {
             slow_call_threshold: Some(Duration::MAX),
             max_wait_duration_in_half_open: Duration::MAX,
             cancelled_counts_after: Some(Duration::MAX),
+            window_duration: Duration::from_secs(86_400),
             ..Config::default()
         };
         assert!(config.validate().is_ok());
