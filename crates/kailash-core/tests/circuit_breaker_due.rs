@@ -275,3 +275,20 @@ fn a_probe_that_failed_opens_it_from_its_own_end_however_late_that_is_carried_ou
     );
     assert_eq!(machine.next_due(at(13)), Some(at(31)));
 }
+
+#[test]
+fn a_snapshot_announces_a_wait_only_while_there_is_one_and_it_has_an_end() {
+    let machine = Machine::new(&config()).unwrap();
+    end(&machine, Outcome::Failure, at(0));
+    let wait = |machine: &Machine, secs| machine.snapshot(at(secs)).retry_after;
+    assert_eq!(wait(&machine, 4), Some(Duration::from_secs(6)));
+    assert_eq!(wait(&machine, 10), None, "it is over");
+
+    let forever = Config {
+        recovery_timeout: Duration::MAX,
+        ..config()
+    };
+    let machine = Machine::new(&forever).unwrap();
+    end(&machine, Outcome::Failure, at(0));
+    assert_eq!(wait(&machine, 4), None, "it has no end");
+}
