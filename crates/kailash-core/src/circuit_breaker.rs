@@ -30,6 +30,8 @@
 mod backoff;
 mod call;
 mod config;
+#[cfg(all(test, not(any(kailash_loom, kailash_shuttle))))]
+mod generation_tests;
 #[cfg(all(test, any(kailash_loom, kailash_shuttle)))]
 mod interleaving_tests;
 mod order;
@@ -117,7 +119,7 @@ impl Machine {
         let class = rings.class_for(checked.window);
         leases.make_room(checked.half_open_requests);
         let left = match config.initial_state {
-            State::HalfOpen => Opening::FIRST.pack(),
+            State::HalfOpen => state::in_generation(0, Opening::FIRST.pack()),
             _ => 0,
         };
         Ok(Self {
@@ -185,16 +187,13 @@ impl Machine {
         }
         let quarter = self.settings.quarter(now);
         let overdue = self.overdue.get_or_init(Overdue::new);
-        let mut verdict = self.count_overdue(bits, overdue.take(generation, quarter), now);
+        let verdict = self.count_overdue(bits, overdue.take(generation, quarter), now);
         if verdict != Verdict::Unchanged {
             return (permit, verdict);
         }
         let in_the_way = overdue.begin(generation, quarter);
         let permit = permit.with_role(Role::Watched(overdue::low_bits(quarter)));
-        if in_the_way > 0 {
-            verdict = self.count_overdue(bits, in_the_way, now);
-        }
-        (permit, verdict)
+        (permit, self.count_overdue(bits, in_the_way, now))
     }
 
     /// Counts calls that still run as slow ones.
@@ -301,7 +300,7 @@ impl Machine {
                             state: State::HalfOpen,
                             forced: false,
                             retry_after: None,
-                            cause: self.left().1.cause,
+                            cause: self.left().cause,
                         });
                     }
                     let phase = Phase::HalfOpen {
@@ -321,7 +320,7 @@ impl Machine {
                         state: State::HalfOpen,
                         forced: false,
                         retry_after: None,
-                        cause: self.left().1.cause,
+                        cause: self.left().cause,
                     });
                 }
             }
@@ -396,10 +395,12 @@ impl Machine {
                 wait: outcome.retry_after(),
                 ..trip
             }),
-            Verdict::Unchanged if matches!(word.phase, Phase::Ramp { .. }) => {
-                self.climb(bits, word, now)
-            }
-            verdict => verdict,
+            verdict => match word.phase {
+                Phase::Ramp { stage } if verdict == Verdict::Unchanged => {
+                    self.climb(bits, word, stage, now)
+                }
+                _ => verdict,
+            },
         }
     }
 
@@ -498,7 +499,6 @@ impl Machine {
     }
 
     fn failed_again(&self, generation: u32) -> u32 {
-        let own = u64::from(generation) << 32;
         let mut seen = self.in_a_row.load(Ordering::Relaxed);
         loop {
             if state::precedes(generation, state::generation(seen)) {
@@ -511,10 +511,9 @@ impl Machine {
                 0
             };
             let after = before.saturating_add(1);
-            let new = own | u64::from(after);
             match self.in_a_row.compare_exchange_weak(
                 seen,
-                new,
+                state::in_generation(generation, after),
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
@@ -528,7 +527,7 @@ impl Machine {
         let seen = self.in_a_row.load(Ordering::Relaxed);
         if state::generation(seen) == generation && seen as u32 != 0 {
             // A failure that came between takes the success for one that came before it.
-            let none = u64::from(generation) << 32;
+            let none = state::in_generation(generation, 0);
             let _ = self
                 .in_a_row
                 .compare_exchange(seen, none, Ordering::AcqRel, Ordering::Relaxed);
@@ -623,7 +622,7 @@ impl Machine {
             let (from, in_a_row) = match word.phase {
                 Phase::Closed => (State::Closed, 1),
                 Phase::HalfOpen { .. } | Phase::Ramp { .. } => {
-                    (State::HalfOpen, self.left().1.in_a_row + 1)
+                    (State::HalfOpen, self.left().in_a_row + 1)
                 }
                 _ => return None,
             };
@@ -734,9 +733,7 @@ impl Machine {
             in_flight,
             successes: 0,
         });
-        // A maximum, so that a thread which stalls here cannot bring an older opening back.
-        let left = (u64::from(next.generation) << 32) | opening.pack();
-        self.left.fetch_max(left, Ordering::AcqRel);
+        self.leave(opening, next.generation);
         if !self.replace(bits, next) {
             return None;
         }
@@ -759,8 +756,6 @@ impl Machine {
                 in_flight: 0,
                 successes,
             });
-            let left = (u64::from(next.generation) << 32) | self.left().1.pack();
-            self.left.fetch_max(left, Ordering::AcqRel);
             if self.replace(bits, next) {
                 self.leases
                     .sweep(next.generation, || self.is_in(next.generation));
@@ -769,9 +764,25 @@ impl Machine {
         }
     }
 
-    fn left(&self) -> (u32, Opening) {
-        let bits = self.left.load(Ordering::Acquire);
-        (state::generation(bits), Opening::unpack(bits))
+    /// Notes which opening is left for half-open, unless a later one has been by now: a thread that
+    /// stalls here cannot bring an older one back.
+    fn leave(&self, opening: Opening, next: u32) {
+        let left = state::in_generation(next, opening.pack());
+        let mut seen = self.left.load(Ordering::Acquire);
+        while state::precedes(state::generation(seen), next) {
+            match self
+                .left
+                .compare_exchange(seen, left, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return,
+                Err(other) => seen = other,
+            }
+        }
+    }
+
+    /// The opening that was left last for half-open.
+    fn left(&self) -> Opening {
+        Opening::unpack(self.left.load(Ordering::Acquire))
     }
 
     fn lease(&self, generation: u32, now: Timestamp) -> Role {

@@ -1,6 +1,7 @@
 //! What the word of a partition's slots counts, and what it answers at its edges.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kailash_core::bulkhead::{
     Member, Occupancy, PartitionConfig, PartitionType, Priority, Queue, QueueOrder, Queues,
@@ -146,4 +147,22 @@ fn a_partition_that_is_removed_takes_nobody_and_holds_nobody_up() {
 fn without_the_setting_no_wait_is_hopeless() {
     let (_, queues, [(_, member), _]) = under_a_ceiling();
     assert!(!queues.is_hopeless(member, Timestamp::ZERO, Timestamp::ZERO));
+}
+
+#[test]
+fn with_it_a_wait_for_less_time_than_calls_take_is_hopeless() {
+    let mut queues: Queues<u32> = Queues::new();
+    let config = PartitionConfig {
+        reject_hopeless: true,
+        ..PartitionConfig::new("p", PartitionType::Custom)
+    };
+    let slots = Arc::new(Slots::new(1));
+    let member = queues.join(Arc::clone(&slots), &config);
+    let now = Timestamp::ZERO;
+    for _ in 0..8 {
+        slots.runs().record(Duration::from_secs(2), now);
+    }
+    let is_hopeless = |secs| queues.is_hopeless(member, now, now + Duration::from_secs(secs));
+    assert!(is_hopeless(1));
+    assert!(!is_hopeless(2));
 }

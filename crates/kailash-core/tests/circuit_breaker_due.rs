@@ -292,3 +292,36 @@ fn a_snapshot_announces_a_wait_only_while_there_is_one_and_it_has_an_end() {
     end(&machine, Outcome::Failure, at(0));
     assert_eq!(wait(&machine, 4), None, "it has no end");
 }
+
+#[test]
+fn the_success_that_ends_a_recovery_tells_that_the_breaker_has_closed() {
+    for ramp_enabled in [false, true] {
+        let machine = Machine::new(&Config {
+            ramp_enabled,
+            min_calls_before_evaluation: 1,
+            ..config()
+        })
+        .unwrap();
+        end(&machine, Outcome::Failure, at(0));
+        // The probe, and one call of each stage of the ramp.
+        let successes = if ramp_enabled { 4 } else { 1 };
+        let told: Vec<_> = (0..successes)
+            .map(|_| {
+                let permit = machine.try_acquire(at(11), 0.0).0.unwrap();
+                let verdict = machine.record(permit, Outcome::Success, Some(at(12)));
+                carry_out(&machine, verdict, at(12))
+            })
+            .collect();
+        let closed = Transition {
+            from: State::HalfOpen,
+            to: State::Closed,
+            cause: Cause::ProbesSucceeded,
+            at: at(12),
+            forced: false,
+            wait: None,
+        };
+        let (last, before) = told.split_last().unwrap();
+        assert_eq!(*last, Some(closed));
+        assert!(before.iter().all(Option::is_none), "{before:?}");
+    }
+}

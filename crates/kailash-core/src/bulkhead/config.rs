@@ -314,6 +314,7 @@ mod tests {
             let config = PartitionConfig::new("p", partition_type);
             assert!(config.validate().is_ok(), "{partition_type}");
             assert_eq!(partition_type.as_str().parse(), Ok(partition_type));
+            assert_eq!(partition_type.to_string(), partition_type.as_str());
         }
         assert!("API".parse::<PartitionType>().is_err());
     }

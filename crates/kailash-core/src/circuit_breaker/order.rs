@@ -91,11 +91,10 @@ impl Machine {
     }
 
     fn carry_failures_in_a_row(&self, from: u32) {
-        let next = u64::from(from.wrapping_add(1)) << 32;
         let mut seen = self.in_a_row.load(Ordering::Relaxed);
         // A call that ends late may still count in the old generation: what it counted comes along.
         while state::generation(seen) == from {
-            let carried = next | u64::from(seen as u32);
+            let carried = state::in_generation(from.wrapping_add(1), seen as u32);
             match self
                 .in_a_row
                 .compare_exchange(seen, carried, Ordering::AcqRel, Ordering::Relaxed)

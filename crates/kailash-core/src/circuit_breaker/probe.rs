@@ -10,7 +10,7 @@ use crate::time::Timestamp;
 /// Half-open breakers rarely probe with more than a few calls: these need no allocation.
 const FEW: usize = 4;
 pub(super) const MOST: usize = 1024;
-const NO_SLOT: u32 = MOST as u32;
+pub(super) const NO_SLOT: u32 = MOST as u32;
 
 /// One slot per probe that may be in flight.
 ///

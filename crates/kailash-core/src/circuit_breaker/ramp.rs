@@ -34,10 +34,13 @@ pub(super) fn after_probes(ramps: bool) -> Phase {
 
 impl Machine {
     /// Goes on to the next stage if this one has seen enough calls.
-    pub(super) fn climb(&self, bits: u64, word: Word, now: Option<Timestamp>) -> Verdict {
-        let Phase::Ramp { stage } = word.phase else {
-            return Verdict::Unchanged;
-        };
+    pub(super) fn climb(
+        &self,
+        bits: u64,
+        word: Word,
+        stage: u32,
+        now: Option<Timestamp>,
+    ) -> Verdict {
         let extent = self.extent(now);
         let window = self.window(word.generation);
         let seen = window.tally(word.generation, extent).calls;

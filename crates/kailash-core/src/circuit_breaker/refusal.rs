@@ -71,7 +71,7 @@ impl Machine {
                     state: State::HalfOpen,
                     forced: false,
                     retry_after: None,
-                    cause: self.left().1.cause,
+                    cause: self.left().cause,
                 })
             }
         }

@@ -185,14 +185,14 @@ impl Machine {
                 in_flight,
                 successes,
             } => {
-                let (_, opening) = self.left();
+                let opening = self.left();
                 snapshot.cause = Some(opening.cause);
                 snapshot.openings_in_a_row = opening.in_a_row;
                 snapshot.probes_in_flight = in_flight;
                 snapshot.probe_successes = successes;
             }
             Phase::Ramp { stage } => {
-                let (_, opening) = self.left();
+                let opening = self.left();
                 snapshot.cause = Some(opening.cause);
                 snapshot.openings_in_a_row = opening.in_a_row;
                 snapshot.ramp_share = Some(ramp::share(stage));

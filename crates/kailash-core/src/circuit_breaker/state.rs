@@ -185,9 +185,9 @@ impl Opening {
         }
     }
 
-    pub(super) fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u32 {
         let row_and_cause = (self.in_a_row << CAUSE_BITS) | self.cause as u32;
-        u64::from((self.tag << (IN_A_ROW_BITS + CAUSE_BITS)) | row_and_cause)
+        (self.tag << (IN_A_ROW_BITS + CAUSE_BITS)) | row_and_cause
     }
 
     #[inline]
@@ -236,15 +236,12 @@ impl Word {
             Phase::HalfOpen {
                 in_flight,
                 successes,
-            } => {
-                let high = u64::from(in_flight) << HALF_DETAIL_BITS;
-                (3, high | u64::from(successes))
-            }
+            } => (3, (in_flight << HALF_DETAIL_BITS) | successes),
             Phase::Open(opening) => (4, opening.pack()),
             Phase::ForcedOpen => (5, 0),
-            Phase::Ramp { stage } => (6, u64::from(stage)),
+            Phase::Ramp { stage } => (6, stage),
         };
-        (u64::from(self.generation) << 32) | (phase << DETAIL_BITS) | details
+        in_generation(self.generation, (phase << DETAIL_BITS) | details)
     }
 
     #[inline]
@@ -268,6 +265,11 @@ impl Word {
             phase,
         }
     }
+}
+
+/// Packs a number under its generation: generation 32 bits, number 32.
+pub(super) fn in_generation(generation: u32, number: u32) -> u64 {
+    (u64::from(generation) << 32) | u64::from(number)
 }
 
 /// The generation of a packed word.

@@ -23,7 +23,7 @@ use alloc::boxed::Box;
 use core::array;
 
 use super::config;
-use super::state::precedes;
+use super::state::{in_generation, precedes};
 use crate::once_box::OnceBox;
 use crate::sync::{AtomicU64, Ordering};
 pub(super) use time::BUCKETS;
@@ -165,14 +165,14 @@ struct Start {
 
 const BASE_BITS: u32 = 27;
 const BASE_MASK: u32 = (1 << BASE_BITS) - 1;
-const FULL: u64 = 1 << BASE_BITS;
+const FULL: u32 = 1 << BASE_BITS;
 const CLASS_SHIFT: u32 = BASE_BITS + 1;
 
 impl Start {
     fn pack(self) -> u64 {
-        let class = u64::from(self.class) << CLASS_SHIFT;
         let full = if self.full { FULL } else { 0 };
-        (u64::from(self.generation) << 32) | class | full | u64::from(self.base & BASE_MASK)
+        let class_and_full = (self.class << CLASS_SHIFT) | full;
+        in_generation(self.generation, class_and_full | (self.base & BASE_MASK))
     }
 
     #[inline]
@@ -180,7 +180,7 @@ impl Start {
         Self {
             generation: (bits >> 32) as u32,
             class: ((bits >> CLASS_SHIFT) & 15) as u32,
-            full: bits & FULL != 0,
+            full: bits as u32 & FULL != 0,
             base: bits as u32 & BASE_MASK,
         }
     }
