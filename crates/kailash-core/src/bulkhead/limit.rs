@@ -372,6 +372,39 @@ mod tests {
     }
 
     #[test]
+    fn a_ceiling_drops_only_what_it_has_beyond_its_limit() {
+        let ceiling = Slots::new(2);
+        for _ in 0..2 {
+            ceiling.try_acquire().unwrap();
+        }
+        assert!(!ceiling.drop_surplus());
+        ceiling.set_limit(1);
+        assert!(ceiling.drop_surplus());
+        assert!(!ceiling.drop_surplus());
+        assert_eq!(ceiling.occupancy().active, 1);
+    }
+
+    #[test]
+    fn slots_show_how_full_they_are() {
+        let slots = Slots::new(2);
+        slots.try_acquire().unwrap();
+        assert_eq!(
+            std::format!("{slots:?}"),
+            std::format!("{:?}", slots.occupancy())
+        );
+        assert!(std::format!("{slots:?}").contains("active: 1"));
+    }
+
+    #[test]
+    fn what_is_closed_stays_closed() {
+        let slots = Slots::new(1);
+        for _ in 0..2 {
+            slots.close();
+            assert!(slots.try_acquire().unwrap_err().is_closed);
+        }
+    }
+
+    #[test]
     fn a_thousand_racers_never_exceed_the_limit() {
         let slots = Slots::new(10);
         let (inside, taken) = (Peak::new(0), Count::new(0));

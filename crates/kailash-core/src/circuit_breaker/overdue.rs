@@ -180,4 +180,13 @@ mod tests {
         assert_eq!(calls.take(1, late + 5), 1);
         assert!(!calls.end(1, low_bits(late)));
     }
+
+    #[test]
+    fn a_call_that_hung_through_a_long_silence_is_overdue() {
+        for silence in [100, 10_000, 200_000] {
+            let calls = Overdue::new();
+            calls.begin(1, 3);
+            assert_eq!(calls.take(1, 3 + silence), 1, "{silence} quarters");
+        }
+    }
 }
