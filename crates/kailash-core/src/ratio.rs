@@ -30,7 +30,8 @@ impl Ratio {
     /// ```
     #[must_use]
     pub fn is_reached(self, part: u32, whole: u32) -> bool {
-        part > 0 && f64::from(part) >= self.0 * f64::from(whole)
+        // A quotient is rounded as the threshold was when it was written: equal shares stay equal.
+        part > 0 && f64::from(part) / f64::from(whole) >= self.0
     }
 }
 
@@ -44,5 +45,27 @@ mod tests {
             assert_eq!(Ratio::new(wrong), None, "{wrong}");
         }
         assert_eq!(Ratio::new(1.0).map(Ratio::get), Some(1.0));
+    }
+
+    #[test]
+    fn a_share_that_equals_the_threshold_reaches_it_and_one_part_less_does_not() {
+        for whole in 1..=500 {
+            for part in 1..=whole {
+                // As it would be written: 0.07 for 7 of 100.
+                let share: f64 = std::format!("{}", f64::from(part) / f64::from(whole))
+                    .parse()
+                    .unwrap();
+                let ratio = Ratio::new(share).unwrap();
+                assert!(ratio.is_reached(part, whole), "{part} of {whole}");
+                assert!(!ratio.is_reached(part - 1, whole), "{part} of {whole}");
+            }
+        }
+        let percent = |percent: u32| std::format!("0.{percent:02}").parse().unwrap();
+        for part in 1..100 {
+            let ratio = Ratio::new(percent(part)).unwrap();
+            assert!(ratio.is_reached(part, 100), "{part} %");
+            assert!(ratio.is_reached(10 * part, 1000), "{part} %");
+            assert!(!ratio.is_reached(10 * part - 1, 1000), "{part} %");
+        }
     }
 }
