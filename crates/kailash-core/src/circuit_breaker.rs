@@ -387,8 +387,9 @@ impl Machine {
             self.count(bits, failed, slow, now)
         } else {
             // It stands in the window already, as a slow call.
-            let reached = self.count_in_a_row(word.generation, failed);
-            self.verdict(bits, reached)
+            let window = self.window(word.generation);
+            let tally = failed.then(|| window.fail_slow(word.generation, self.extent(now)));
+            self.judge(bits, failed, tally.flatten())
         };
         match verdict {
             Verdict::Trip(trip) => Verdict::Trip(Trip {
@@ -454,10 +455,15 @@ impl Machine {
         let Some(tally) = window.record(call, self.extent(now)) else {
             return Verdict::Unchanged;
         };
-        let in_a_row = self.count_in_a_row(generation, failed);
         if slow {
             self.totals.slow.add(1);
         }
+        self.judge(bits, failed, tally)
+    }
+
+    /// What comes of an outcome that the window has taken, and of the rates if they may have risen.
+    fn judge(&self, bits: u64, failed: bool, tally: Option<Tally>) -> Verdict {
+        let in_a_row = self.count_in_a_row(state::generation(bits), failed);
         let rate = || tally.and_then(|tally| self.rate_reached(tally));
         self.verdict(bits, in_a_row.or_else(rate))
     }
@@ -543,7 +549,9 @@ impl Machine {
         now: Option<Timestamp>,
     ) -> Verdict {
         let lapse = now.and_then(|now| self.lapse(permit.generation(), now));
-        self.leases.give_back(slot, permit.generation());
+        if self.is_in(permit.generation()) {
+            self.leases.give_back(slot, permit.generation());
+        }
         if let Some(lapse) = lapse {
             return Verdict::Trip(lapse);
         }
@@ -742,15 +750,21 @@ impl Machine {
         Some(next.generation)
     }
 
-    /// Frees the slots of all probes in flight, which decide nothing any more.
+    /// Frees the slots of all probes in flight, which decide nothing any more, and ends an opening
+    /// that was only begun.
     ///
-    /// For the child of a fork: the calls that hold them go on in its parent.
-    pub fn abandon_probes(&self) {
+    /// For the child of a fork: the threads that do either go on in its parent.
+    pub fn abandon_probes(&self, now: Timestamp) {
         loop {
             let bits = self.word.load(Ordering::Acquire);
             let word = Word::unpack(bits);
-            let Phase::HalfOpen { successes, .. } = word.phase else {
-                return;
+            let successes = match word.phase {
+                Phase::HalfOpen { successes, .. } => successes,
+                Phase::Open(opening) => {
+                    self.decide_deadline(bits, opening, now);
+                    return;
+                }
+                _ => return,
             };
             let next = word.next(Phase::HalfOpen {
                 in_flight: 0,
@@ -802,17 +816,21 @@ impl Machine {
         })
     }
 
-    /// When this opening ends.
+    /// When this opening ends; never, as far as can be told, while the thread that opened it is
+    /// between its two steps: only that one knows how long to wait.
     #[inline]
     fn deadline(&self, open: u64, opening: Opening, now: Timestamp) -> Timestamp {
         let stamp = Stamp::unpack(self.until.load(Ordering::Acquire));
         if stamp.is_of(opening.tag) {
             return stamp.time();
         }
-        self.decide_deadline(open, opening, now)
+        if state::generation(open) == 0 {
+            // It was made so, without a time: whoever looks first decides, for all.
+            return self.decide_deadline(open, opening, now);
+        }
+        Timestamp::NEVER
     }
 
-    /// The thread that opened it is between its two steps: whoever is first decides, for all.
     #[cold]
     fn decide_deadline(&self, open: u64, opening: Opening, now: Timestamp) -> Timestamp {
         let wait = self.settings.wait(opening.in_a_row, 0.5);

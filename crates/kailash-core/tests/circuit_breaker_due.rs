@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests unwrap as tests do")]
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use kailash_core::circuit_breaker::{Cause, Config, Machine, Outcome, State, Transition, Verdict};
+use kailash_core::circuit_breaker::{
+    Cause, Config, Machine, Outcome, State, Transition, Verdict, WindowKind,
+};
 use kailash_core::time::Timestamp;
 
 const DRAW: f64 = 0.5;
@@ -238,7 +241,7 @@ fn probes_that_are_abandoned_leave_the_opening_as_it_was() {
     let machine = Machine::new(&config()).unwrap();
     end(&machine, Outcome::Failure, at(0));
     let parents = machine.try_acquire(at(10), DRAW).0.unwrap();
-    machine.abandon_probes();
+    machine.abandon_probes(at(10));
     let seen = machine.snapshot(at(10));
     assert_eq!((seen.probes_in_flight, seen.openings_in_a_row), (0, 1));
     assert_eq!(seen.cause, Some(Cause::ConsecutiveFailures));
@@ -323,5 +326,96 @@ fn the_success_that_ends_a_recovery_tells_that_the_breaker_has_closed() {
         let (last, before) = told.split_last().unwrap();
         assert_eq!(*last, Some(closed));
         assert!(before.iter().all(Option::is_none), "{before:?}");
+    }
+}
+
+/// Calls of a dependency of which three of five run into a timeout, and what the breaker makes of it.
+fn with_timeouts(window: WindowKind, overdue_calls_enabled: bool) -> (u64, Option<Cause>) {
+    let machine = Machine::new(&Config {
+        failure_threshold: 1_000,
+        error_rate_threshold: Some(0.5),
+        slow_call_rate_threshold: Some(1.0),
+        slow_call_threshold: Some(Duration::from_secs(1)),
+        min_calls_before_evaluation: 10,
+        window,
+        overdue_calls_enabled,
+        ..config()
+    })
+    .unwrap();
+    let mut in_flight = VecDeque::new();
+    for second in 1..100 {
+        let now = at(second);
+        for call in 0..5 {
+            let permit = machine.admit().unwrap().started_at(now);
+            let (permit, verdict) = machine.watch(permit);
+            assert_eq!(verdict, Verdict::Unchanged);
+            in_flight.push_back((permit, call % 5 < 3, second));
+        }
+        let mut left = VecDeque::new();
+        for (permit, hangs, began) in in_flight.drain(..) {
+            if hangs && began + 3 > second {
+                left.push_back((permit, hangs, began));
+                continue;
+            }
+            let outcome = if hangs {
+                Outcome::Failure
+            } else {
+                Outcome::Success
+            };
+            let verdict = machine.record(permit, outcome, Some(now));
+            if let Some(news) = carry_out(&machine, verdict, now) {
+                return (second, Some(news.cause));
+            }
+        }
+        in_flight = left;
+    }
+    (100, None)
+}
+
+#[test]
+fn timeouts_open_it_by_the_error_rate_whether_they_count_as_overdue_or_not() {
+    for window in [WindowKind::Count, WindowKind::Time] {
+        for overdue in [false, true] {
+            let (second, cause) = with_timeouts(window, overdue);
+            assert_eq!(cause, Some(Cause::ErrorRate), "{window:?}, {overdue}");
+            assert!(second < 12, "{window:?}, {overdue}: second {second}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_failed_after_it_was_overdue_is_one_call_slow_and_failed() {
+    for window in [WindowKind::Count, WindowKind::Time] {
+        let machine = Machine::new(&Config {
+            failure_threshold: 3,
+            error_rate_threshold: None,
+            slow_call_rate_threshold: Some(1.0),
+            slow_call_threshold: Some(Duration::from_secs(4)),
+            min_calls_before_evaluation: 100,
+            window,
+            overdue_calls_enabled: true,
+            ..config()
+        })
+        .unwrap();
+        let watch = |now| machine.watch(machine.admit().unwrap().started_at(now)).0;
+        let hung = [watch(at(1)), watch(at(1))];
+        end(&machine, Outcome::Success, at(2));
+        let _ = machine.record(watch(at(7)), Outcome::Success, Some(at(7)));
+        let seen = |machine: &Machine| {
+            let seen = machine.snapshot(at(8));
+            let window = (seen.window_calls, seen.window_failures, seen.window_slow);
+            (window, seen.failures, seen.slow_calls)
+        };
+        assert_eq!(seen(&machine), ((4, 0, 2), 0, 2), "{window:?}");
+        for (permit, failed) in hung.into_iter().zip(1..) {
+            let verdict = machine.record(permit, Outcome::Failure, Some(at(8)));
+            assert_eq!(verdict, Verdict::Unchanged);
+            assert_eq!(
+                seen(&machine),
+                ((4, failed, 2), failed.into(), 2),
+                "{window:?}"
+            );
+        }
+        assert_eq!(machine.snapshot(at(8)).consecutive_failures, 2);
     }
 }

@@ -40,6 +40,8 @@ struct Model {
     phase: Phase,
     /// Every outcome of this generation.
     outcomes: Vec<Ended>,
+    /// When calls failed that had counted as overdue before, in a time window.
+    late_failures: Vec<u64>,
     /// The watched calls in flight.
     watched: Vec<Watched>,
     /// The quarter of the slow threshold in which overdue calls were last looked for.
@@ -118,6 +120,7 @@ impl Model {
             generation: 0,
             phase,
             outcomes: Vec::new(),
+            late_failures: Vec::new(),
             watched: Vec::new(),
             looked: 0,
             resized: false,
@@ -130,6 +133,7 @@ impl Model {
         self.generation += 1;
         self.phase = phase;
         self.outcomes.clear();
+        self.late_failures.clear();
         self.memory = memory(self.config.window_size);
         self.in_a_row = 0;
     }
@@ -263,8 +267,9 @@ impl Model {
             if watched.is_some_and(|watched| watched.has_counted) {
                 self.totals.failures += u64::from(failed);
                 self.in_a_row = if failed { self.in_a_row + 1 } else { 0 };
-                if failed && self.in_a_row >= self.config.failure_threshold {
-                    self.trip(asked(outcome));
+                if failed {
+                    self.fail_overdue();
+                    self.look(asked(outcome));
                 }
             } else {
                 self.count(failed, slow, asked(outcome));
@@ -386,14 +391,37 @@ impl Model {
     fn would_open(&self) -> bool {
         let window = self.window();
         let reached = |part: usize, share: Option<f64>| {
-            share.is_some_and(|share| part > 0 && part as f64 >= share * window.len() as f64)
+            share.is_some_and(|share| part > 0 && part as f64 / window.len() as f64 >= share)
         };
         let slow = window.iter().filter(|call| call.slow).count();
-        let failed = window.iter().filter(|call| call.failed).count();
+        let failed = self.failed();
         let rates = window.len() >= self.required()
             && (reached(failed, self.config.error_rate_threshold)
                 || reached(slow, self.config.slow_call_rate_threshold));
         self.in_a_row >= self.config.failure_threshold || rates
+    }
+
+    /// A call that counted as overdue has failed: the newest slow one that has not, or in a time
+    /// window any.
+    fn fail_overdue(&mut self) {
+        if self.config.window == WindowKind::Time {
+            self.late_failures.push(self.tick());
+            return;
+        }
+        let from = self.outcomes.len() - self.window().len();
+        let mut newest = self.outcomes[from..].iter_mut().rev();
+        if let Some(call) = newest.find(|call| call.slow && !call.failed) {
+            call.failed = true;
+        }
+    }
+
+    /// Failures in the window.
+    fn failed(&self) -> usize {
+        let window = self.window();
+        let failed = window.iter().filter(|call| call.failed).count();
+        let since = (self.tick() + 1).saturating_sub(16);
+        let late = self.late_failures.iter().filter(|tick| **tick >= since);
+        (failed + late.count()).min(window.len())
     }
 
     fn window(&self) -> &[Ended] {
@@ -648,7 +676,7 @@ proptest! {
             prop_assert_eq!(found.consecutive_failures, model.in_a_row, "step {}", id);
             let in_window = (found.window_calls, found.window_failures, found.window_slow);
             let window = model.window();
-            let failed = window.iter().filter(|call| call.failed).count() as u32;
+            let failed = model.failed() as u32;
             let slow = window.iter().filter(|call| call.slow).count() as u32;
             prop_assert_eq!(in_window, (window.len() as u32, failed, slow), "step {}", id);
             let totals = Totals {

@@ -192,6 +192,46 @@ fn a_window_of_another_kind_or_duration_begins_empty_and_one_of_the_same_goes_on
 }
 
 #[test]
+fn a_time_window_of_any_duration_goes_on_where_it_stays_the_same() {
+    for nanos in [10_000_000, 16_000_000_007, 33_333_333_333] {
+        let config = Config {
+            window: WindowKind::Time,
+            window_duration: Duration::from_nanos(nanos),
+            ..in_a_row(100)
+        };
+        let machine = machine(&config);
+        end(&machine, Outcome::Failure);
+        let more_probes = Config {
+            half_open_requests: 5,
+            ..config
+        };
+        machine.reconfigure(&more_probes, NOW).unwrap();
+        assert_eq!(machine.snapshot(NOW).window_failures, 1, "{nanos} ns");
+    }
+}
+
+#[test]
+fn what_a_reset_forgot_comes_back_after_no_number_of_generations() {
+    let machine = machine(&Config {
+        window: WindowKind::Time,
+        window_duration: Duration::from_secs(3600),
+        ..in_a_row(100)
+    });
+    // Generations this far apart look alike to a bucket.
+    for resets in [1, 2, 255, 256, 511, 512, 513, 1024] {
+        end(&machine, Outcome::Failure);
+        assert_eq!(machine.snapshot(NOW).window_failures, 1);
+        for _ in 0..resets {
+            machine.reset(NOW);
+        }
+        let seen = machine.snapshot(NOW);
+        let window = (seen.window_calls, seen.window_failures);
+        assert_eq!(window, (0, 0), "after {resets} resets");
+    }
+    assert_eq!(machine.counts().calls, 8);
+}
+
+#[test]
 fn settings_change_an_open_breaker_when_it_opens_again() {
     let config = |seconds| Config {
         failure_threshold: 1,

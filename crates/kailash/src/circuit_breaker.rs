@@ -455,7 +455,7 @@ impl CircuitBreaker {
     /// For the child of a fork: the calls that hold them go on in its parent, and so does whoever
     /// was telling a transition.
     pub fn abandon_probes(&self) {
-        self.0.machine.abandon_probes();
+        self.0.machine.abandon_probes(self.clock().now());
         if let Ok(mut journal) = self.0.journal.try_lock() {
             journal.stop_telling();
         }

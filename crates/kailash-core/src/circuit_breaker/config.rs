@@ -87,7 +87,8 @@ pub struct Config {
     pub slow_call_rate_threshold: Option<f64>,
     /// Whether a call counts as slow while it still runs, once it has run for `slow_call_threshold`, so
     /// that a dependency that hangs opens the breaker before its calls end: default false. Looked at
-    /// when another call is admitted, and up to a quarter of the threshold late.
+    /// when another call is admitted, and up to a quarter of the threshold late. If the call fails in
+    /// the end, it is a failed one too.
     pub overdue_calls_enabled: bool,
     /// How long a probe may take before it loses its slot and counts as failed: default 60 s; zero
     /// sets no limit.

@@ -113,7 +113,7 @@ impl Breaker {
                 .expect("the config is right"),
             Step::Wake => self.news.extend(machine.wake(now)),
             Step::Settle => self.news.extend(machine.settle(now, DRAW)),
-            Step::Abandon => machine.abandon_probes(),
+            Step::Abandon => machine.abandon_probes(now),
         }
         Seen {
             refused: self.refused.take(),
@@ -338,4 +338,41 @@ fn a_row_of_failures_of_an_earlier_generation_is_in_nobodys_way() {
         .in_a_row
         .store(in_generation(2, 2), Ordering::Relaxed);
     assert!(is_short(&machine));
+}
+
+#[test]
+fn a_probe_that_ends_4096_generations_late_frees_nobodys_lease() {
+    let machine = in_its(
+        2,
+        &Config {
+            initial_state: State::HalfOpen,
+            ..config()
+        },
+    );
+    let (late, _) = machine.try_acquire(at(1), DRAW);
+    for _ in 0..2048 {
+        machine.force_close(at(1));
+        machine.force_open(at(1));
+    }
+    machine.force_close(at(1));
+    machine.leases.sweep(1, || true);
+    assert_eq!(machine.leases.earliest(2), None);
+    // As many generations on as a lease's tag can tell apart.
+    let word = Word {
+        generation: 2 + 4096,
+        phase: Phase::HalfOpen {
+            in_flight: 0,
+            successes: 0,
+        },
+    };
+    machine.word.store(word.pack(), Ordering::Relaxed);
+    let (own, _) = machine.try_acquire(at(2), DRAW);
+    let lease = machine.next_due(at(2));
+    assert!(own.is_ok() && lease.is_some());
+    let late = late.expect("it was half-open");
+    assert_eq!(
+        machine.record(late, Outcome::Success, Some(at(2))),
+        Verdict::Unchanged
+    );
+    assert_eq!(machine.next_due(at(2)), lease);
 }

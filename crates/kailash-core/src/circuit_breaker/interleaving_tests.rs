@@ -143,6 +143,53 @@ fn of_two_trips_one_opens_and_all_agree_on_its_end() {
 }
 
 #[test]
+fn the_wait_that_a_dependency_asks_for_holds_whoever_looks_meanwhile() {
+    explore(|| {
+        let machine = Arc::new(Machine::new(&config()).unwrap());
+        // So that the breaker that opens was not made open.
+        machine.force_open(at(0));
+        machine.force_close(at(0));
+        let asked = Duration::from_secs(300);
+        let caller = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || {
+                let permit = machine.admit().unwrap();
+                let verdict = machine.record(permit, Outcome::RetryAfter(asked), Some(at(0)));
+                carry_out(&machine, verdict, at(0)).unwrap().wait
+            })
+        };
+        let refused = machine.refuse(at(0));
+        let _ = (machine.state(at(0)), machine.next_due(at(0)));
+        assert_eq!(caller.join().unwrap(), Some(asked));
+        let told = refused.and_then(|refused| refused.retry_after);
+        assert!(told.is_none_or(|told| told == asked), "{told:?}");
+        assert_eq!(machine.next_due(at(1)), Some(at(300)));
+    });
+}
+
+#[test]
+fn counts_never_fall_while_a_reload_copies_a_window() {
+    explore(|| {
+        let machine = Arc::new(Machine::new(&config()).unwrap());
+        for _ in 0..2 {
+            let permit = machine.admit().unwrap();
+            let _ = machine.record(permit, Outcome::Success, None);
+        }
+        let reader = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || [(); 2].map(|()| machine.counts().calls))
+        };
+        let wider = Config {
+            window_size: 256,
+            ..config()
+        };
+        machine.reconfigure(&wider, at(0)).unwrap();
+        assert_eq!(reader.join().unwrap(), [2, 2]);
+        assert_eq!(machine.snapshot(at(0)).window_calls, 2);
+    });
+}
+
+#[test]
 fn outcomes_at_the_same_moment_are_all_counted() {
     explore(|| {
         let config = Config {

@@ -64,7 +64,8 @@ impl Machine {
         let (before, quarter) = (self.settings.window(), self.settings.watched_quarter());
         // First, so that nobody counts in the next generation's buckets by the old duration.
         self.settings.set(&checked);
-        let other_span = matches!(checked.window, Window::Span(_)) && checked.window != before;
+        let window = self.settings.window();
+        let other_span = matches!(window, Window::Span(_)) && window != before;
         // Calls in flight were watched by the old quarter, and would be taken for older or younger.
         let other_quarter = quarter.is_some() && quarter != self.settings.watched_quarter();
         loop {
@@ -78,9 +79,7 @@ impl Machine {
                 break;
             }
             let tick = self.tick(now);
-            let copies = next.take_over(&current, generation, (class, tick));
-            // A copy takes a ticket, and is no call of its own.
-            self.totals.unticketed.take(u64::from(copies));
+            next.take_over(&current, generation, (class, tick));
             let word = Word::unpack(bits);
             if self.replace(bits, word.next(word.phase)) {
                 self.carry_failures_in_a_row(generation);
@@ -114,7 +113,7 @@ impl Machine {
             }
             if let Phase::Open(opening) = word.phase {
                 // No opening is left without its deadline: the next one takes another tag then.
-                self.deadline(bits, opening, now);
+                self.decide_deadline(bits, opening, now);
             }
             if self.enter(bits, word, to, Some(now)) {
                 return Some(Transition {

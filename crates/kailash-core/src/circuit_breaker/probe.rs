@@ -78,7 +78,7 @@ impl Leases {
     /// Gives back the slot that a probe of this generation took, unless it is another's by now.
     ///
     /// Within its generation a slot stays its taker's. A later one's stamp is told apart by its tag,
-    /// or, 4,096 generations on, by the value that the exchange compares.
+    /// up to 4,096 generations on: a caller asks before that the generation is still the current one.
     pub(super) fn give_back(&self, slot: u32, generation: u32) {
         let Some(slot) = self.slots().nth(slot as usize) else {
             return;
@@ -189,6 +189,15 @@ mod tests {
         assert_eq!(leases.earliest(1), Some(at(100)));
         leases.sweep(2, || true);
         assert_eq!(leases.earliest(1), None);
+        assert_eq!(leases.slots().count(), MOST);
+    }
+
+    #[test]
+    fn a_sweep_leaves_the_leases_of_its_own_generation() {
+        let leases = Leases::new();
+        leases.take(5, at(10), || true);
+        leases.sweep(5, || true);
+        assert_eq!(leases.earliest(5), Some(at(10)));
     }
 
     #[test]

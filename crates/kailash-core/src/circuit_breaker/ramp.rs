@@ -63,3 +63,17 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_admits_its_share_of_all_draws_and_no_more() {
+        for (stage, share) in [(0, 0.05), (1, 0.25), (2, 0.5)] {
+            assert!(admits(stage, 0.0));
+            assert!(admits(stage, share - 0.001), "{stage}");
+            assert!(!admits(stage, share), "{stage}");
+        }
+    }
+}

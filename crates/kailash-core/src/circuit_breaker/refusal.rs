@@ -91,7 +91,6 @@ mod tests {
         let config = Config {
             failure_threshold: 1,
             half_open_requests: 1,
-            jitter_enabled: false,
             ..Config::default()
         };
         let machine = Machine::new(&config).expect("the config is right");

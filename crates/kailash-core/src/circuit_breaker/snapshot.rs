@@ -126,11 +126,6 @@ impl Counter {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    /// Takes back what another counter holds too much.
-    pub(super) fn take(&self, less: u64) {
-        self.0.fetch_sub(less, Ordering::Relaxed);
-    }
-
     fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -222,8 +217,7 @@ impl Machine {
     #[must_use]
     pub fn counts(&self) -> Counts {
         Counts {
-            // Wrapping, since it may be below zero: see `Counter::take`.
-            calls: (self.tickets.given()).wrapping_add(self.totals.unticketed.count()),
+            calls: self.tickets.given() + self.totals.unticketed.count(),
             failures: self.totals.failures.count(),
             slow_calls: self.totals.slow.count(),
             rejections: self.totals.rejections.count(),

@@ -239,6 +239,10 @@ impl<'a> Window<'a> {
             if !precedes((seen >> 32) as u32, generation) {
                 return;
             }
+            if class == TIMED {
+                let is_unused = || self.start.load(Ordering::Acquire) == seen;
+                self.rings.buckets(generation).clear(generation, is_unused);
+            }
             let fresh = Start {
                 generation,
                 class,
@@ -354,6 +358,27 @@ impl<'a> Window<'a> {
         Some((bad || tally.calls == required).then_some(tally))
     }
 
+    /// Makes a failure of a call that counts already, as a slow one, and tallies: of the newest slow
+    /// outcome that is not failed, or in a time window of whichever is in the bucket of now.
+    ///
+    /// `None` if the window serves another generation by now, or its bucket a later time.
+    pub(super) fn fail_slow(&self, generation: u32, extent: Extent) -> Option<Tally> {
+        let start = Start::unpack(self.start.load(Ordering::Acquire));
+        if start.generation != generation {
+            return None;
+        }
+        if start.class == TIMED {
+            let buckets = self.rings.buckets(generation);
+            buckets.fail(generation, extent.tick, self.tickets)?;
+        } else {
+            let (failures, slow) = self.rings.planes(start.class, (generation & 1) as usize);
+            let newest = self.tickets().wrapping_sub(1);
+            let calls = start.held(newest).min(extent.window_size);
+            fail_newest(failures, slow, newest, calls);
+        }
+        Some(self.tally(generation, extent))
+    }
+
     /// The tally of the newest outcomes of `generation`.
     pub(super) fn tally(&self, generation: u32, extent: Extent) -> Tally {
         let Extent {
@@ -364,12 +389,10 @@ impl<'a> Window<'a> {
             let (buckets, count) = (self.rings.buckets(generation), start.buckets(tick));
             return buckets.tally(generation, tick, count, self.tickets());
         }
-        let Some(newest) = self.tickets().checked_sub(1) else {
-            return Tally::default();
-        };
         if start.generation != generation {
             return Tally::default();
         }
+        let newest = self.tickets().wrapping_sub(1);
         let (failures, slow) = self.rings.planes(start.class, (generation & 1) as usize);
         tally(failures, slow, newest, start.held(newest).min(window_size))
     }
@@ -388,41 +411,37 @@ impl<'a> Window<'a> {
     }
 
     /// Makes this the window of the generation after `generation`, with the newest outcomes of the
-    /// other one, where both look at the newest calls; answers how many it copied. No two calls of
-    /// this may overlap, nor a `prepare` for the same generation.
-    pub(super) fn take_over(
-        &self,
-        other: &Self,
-        generation: u32,
-        (class, tick): (u32, u64),
-    ) -> u32 {
+    /// other one, where both look at the newest calls. No two calls of this may overlap, nor a
+    /// `prepare` for the same generation.
+    ///
+    /// What it copies lies before its next ticket: a copy is no call, and takes none.
+    pub(super) fn take_over(&self, other: &Self, generation: u32, (class, tick): (u32, u64)) {
         let from = Start::unpack(other.start.load(Ordering::Acquire));
         let next = generation.wrapping_add(1);
         if from.class == TIMED || class == TIMED {
             self.prepare(next, class, tick);
-            return 0;
+            return;
         }
-        let tickets = other.tickets();
-        let held = match tickets.checked_sub(1) {
-            Some(newest) if from.generation == generation => from.held(newest),
-            _ => 0,
+        let (tickets, base) = (other.tickets(), self.tickets());
+        let held = if from.generation == generation {
+            from.held(tickets.wrapping_sub(1))
+        } else {
+            0
         };
         let (old_failures, old_slow) = self.rings.planes(from.class, (generation & 1) as usize);
         let (failures, slow) = self.rings.planes(class, (next & 1) as usize);
-        let base = self.tickets.fetch_add(u64::from(held), Ordering::Relaxed);
-        for offset in 0..u64::from(held) {
-            let old = tickets - u64::from(held) + offset;
-            write(failures, base + offset, read(old_failures, old));
-            write(slow, base + offset, read(old_slow, old));
+        for back in 1..=u64::from(held) {
+            let (old, new) = (tickets.wrapping_sub(back), base.wrapping_sub(back));
+            write(failures, new, read(old_failures, old));
+            write(slow, new, read(old_slow, old));
         }
         let start = Start {
             generation: next,
             class,
             full: false,
-            base: base as u32,
+            base: (base as u32).wrapping_sub(held),
         };
         self.start.store(start.pack(), Ordering::Release);
-        held
     }
 }
 
@@ -475,6 +494,21 @@ fn tally(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, calls: u32) ->
         calls,
         failures: ones(failures, newest, calls),
         slow: ones(slow, newest, calls),
+    }
+}
+
+/// Sets the failure bit of the newest among the `count` newest slots that is slow and not failed.
+fn fail_newest(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, count: u32) {
+    for back in 0..u64::from(count) {
+        let ticket = newest.wrapping_sub(back);
+        if !read(slow, ticket) || read(failures, ticket) {
+            continue;
+        }
+        let (word, bit) = place(failures, ticket);
+        if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            return;
+        }
+        // Another call that ended at the same moment was faster.
     }
 }
 

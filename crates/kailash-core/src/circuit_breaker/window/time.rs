@@ -92,17 +92,38 @@ impl Buckets {
         })?;
         let ticket = tickets.fetch_add(1, Ordering::AcqRel);
         if call.failed || call.slow {
-            let bad = &self.bad[slot];
-            if let Some(counted) = own(bad, tag, || 0) {
-                let (failures, slow) = (counted >> COUNT_BITS, counted & COUNT_MASK);
-                // Threads that race past this look are far fewer than what is left above it.
-                let failed = call.failed && failures < COUNT_MASK - 0xffff;
-                let slow = call.slow && slow < COUNT_MASK - 0xffff;
-                let more = (u64::from(failed) << COUNT_BITS) | u64::from(slow);
-                bad.fetch_add(more, Ordering::AcqRel);
-            }
+            count(&self.bad[slot], tag, call.failed, call.slow);
         }
         Some((ticket + 1).wrapping_sub(first) & TICKET_MASK)
+    }
+
+    /// Counts a failure in this tick of a call that has its ticket already. `None` if the bucket has
+    /// gone to a later time.
+    pub(super) fn fail(&self, generation: u32, tick: u64, tickets: &AtomicU64) -> Option<()> {
+        let slot = tick as usize % BUCKETS;
+        let tag = Tag::new(generation, tick);
+        own(&self.starts[slot], tag, || {
+            tickets.load(Ordering::Relaxed) & TICKET_MASK
+        })?;
+        count(&self.bad[slot], tag, true, false);
+        Some(())
+    }
+
+    /// Makes every bucket nobody's before `generation` uses them. `is_unused` says whether it does
+    /// not do so yet: asked after a bucket was looked at, it tells an old count of a tag that looks
+    /// like its own from a new one.
+    pub(super) fn clear(&self, generation: u32, is_unused: impl Fn() -> bool) {
+        let nobody = Tag {
+            generation: !((generation >> 1) as u8),
+            round: 0,
+        };
+        for word in self.starts.iter().chain(&self.bad) {
+            let seen = word.load(Ordering::Acquire);
+            if !is_unused() {
+                return;
+            }
+            let _ = word.compare_exchange(seen, nobody.pack(), Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 
     /// The calls of this generation in the `count` buckets up to `tick`.
@@ -132,6 +153,19 @@ impl Buckets {
         tally.slow = tally.slow.min(tally.calls);
         tally
     }
+}
+
+/// Counts what was bad about a call, unless the word belongs to a later tag.
+fn count(word: &AtomicU64, tag: Tag, failed: bool, slow: bool) {
+    let Some(counted) = own(word, tag, || 0) else {
+        return;
+    };
+    // Threads that race past this look are far fewer than what is left above it.
+    let has_room = |counted| counted < COUNT_MASK - 0xffff;
+    let failed = failed && has_room(counted >> COUNT_BITS);
+    let slow = slow && has_room(counted & COUNT_MASK);
+    let more = (u64::from(failed) << COUNT_BITS) | u64::from(slow);
+    word.fetch_add(more, Ordering::AcqRel);
 }
 
 /// What the word counts under this tag; one of an earlier tag is made new first. `None` if it
