@@ -387,6 +387,103 @@ def test_ctrl_c_ends_a_threads_wait_in_a_queue() -> None:
     )
 
 
+def test_ctrl_c_ends_a_threads_wait_for_a_breaker() -> None:
+    check(
+        """
+        import os, signal, threading, time
+        from kailash.core.resilience.circuit_breaker import *
+        guard = CircuitBreaker()
+        guard.force_open()
+        interrupt = lambda: (time.sleep(0.2), os.kill(os.getpid(), signal.SIGINT))
+        threading.Thread(target=interrupt).start()
+        try:
+            guard.ready_sync()
+            raise SystemExit("nothing ended the wait")
+        except KeyboardInterrupt:
+            pass
+        """
+    )
+
+
+def test_a_closed_breaker_is_not_waited_for_and_starts_no_thread() -> None:
+    check(
+        """
+        import asyncio, threading
+        from kailash.core.resilience.circuit_breaker import *
+        guard = get_circuit_breaker("b")
+        guard.ready_sync()
+        asyncio.run(guard.wait_until_closed(1))
+        import os
+        assert len(os.listdir("/proc/self/task")) == 1
+        """
+    )
+
+
+def test_a_forked_child_waits_for_breakers_and_leaves_its_parents_waits_alone() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    guard = get_circuit_breaker("b")
+    guard.force_open()
+    waiter = threading.Thread(target=guard.ready_sync)
+    waiter.start()
+
+    async def main():
+        waits = asyncio.ensure_future(guard.wait_until_closed())
+        await asyncio.sleep(0.05)
+
+        def child():
+            threading.Timer(0.05, guard.reset).start()
+            guard.ready_sync(20)
+            guard.force_open()
+            threading.Timer(0.05, guard.reset).start()
+            thread = threading.Thread(target=lambda: asyncio.run(guard.wait_until_closed(20)))
+            thread.start()
+            thread.join()
+            waits.cancel()
+
+        in_child(child)
+        assert not waits.done() and waiter.is_alive()
+        guard.reset()
+        await waits
+
+    asyncio.run(main())
+    waiter.join()
+    """
+    )
+
+
+def test_the_interpreter_ends_while_breakers_are_waited_for() -> None:
+    check(
+        """
+        import asyncio, threading, time
+        from kailash.core.resilience.circuit_breaker import *
+        guard = CircuitBreaker()
+        guard.force_open()
+        begun = []
+        async def wait():
+            begun.append(1)
+            await guard.ready()
+        def on_a_thread():
+            begun.append(1)
+            guard.wait_until_closed_sync()
+        def again_and_again():
+            begun.append(1)
+            while True:
+                try:
+                    guard.ready_sync(0.001)
+                except TimeoutError:
+                    pass
+        for target in (lambda: asyncio.run(wait()), on_a_thread, again_and_again):
+            threading.Thread(target=target, daemon=True).start()
+        while len(begun) < 3:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        """
+    )
+
+
 def test_the_interpreter_ends_while_a_thread_waits_in_a_queue() -> None:
     check(
         """

@@ -102,6 +102,9 @@ async def main() -> None:
     assert_type(await execute_with_bulkhead("database", size, b"x", priority=1), int)
     assert_type(breaker.state, CircuitState)
     await breaker.reset()
+    await breaker.ready(timeout=1.5)
+    await breaker.wait_until_closed()
+    breaker.ready_sync(timeout=2)
     async with breaker as same:
         assert_type(same.name, str)
 '''
@@ -154,6 +157,7 @@ breaker(5)
 Client().get(1)
 Client.make("x")
 twice(1, b=2)
+breaker.ready_sync("soon")
 '''
 
 
@@ -184,7 +188,7 @@ def test_decorated_functions_keep_their_signatures(checker: object, tmp_path: Pa
     assert code == 0, output
     code, output = checker(wrong)
     assert code != 0
-    for line in range(len(WRONG.splitlines()) - 8, len(WRONG.splitlines()) + 1):
+    for line in range(len(WRONG.splitlines()) - 9, len(WRONG.splitlines()) + 1):
         assert f"wrong.py:{line}:" in output, f"line {line} is wrong, and nothing says so:\n{output}"
 
 

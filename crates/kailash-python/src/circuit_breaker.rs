@@ -1,6 +1,7 @@
 //! Circuit breakers for Python: they admit a call before it starts and judge how it ended.
 
 mod guarded;
+mod ready;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,13 +19,14 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, ffi, intern};
-use tokio::task::AbortHandle;
 
 use crate::calling;
 use crate::config::{self, Settings};
-use crate::runtime::{self, Carried, ManualClock, deliver};
+use crate::runtime::{self, Carried, ManualClock, Task, deliver};
+use ready::Until;
 
 pub(crate) use guarded::{add_types, guard};
+pub(crate) use ready::CircuitBreakerWaiting;
 
 /// Circuit breakers by name.
 #[pyclass(frozen, module = "kailash._native")]
@@ -78,17 +80,7 @@ impl CircuitBreakerManager {
 /// What tells of a breaker's transitions, until it is let go.
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct CircuitBreakerSubscription {
-    task: AbortHandle,
-    generation: u64,
-}
-
-impl Drop for CircuitBreakerSubscription {
-    fn drop(&mut self) {
-        // After a fork it is the parent's, and so is what would end it.
-        if self.generation == runtime::generation() {
-            self.task.abort();
-        }
-    }
+    _task: Task,
 }
 
 /// How long the calls of one breaker took.
@@ -396,7 +388,7 @@ impl CircuitBreaker {
     fn listen(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
         let mut events = self.breaker.subscribe_transitions();
         let callback = Carried::new(callback);
-        let task = runtime::handle().spawn(async move {
+        let task = Task::spawn(async move {
             let callback = Arc::new(callback);
             loop {
                 if let EventKind::Transition(transition) = events.recv().await.kind {
@@ -410,10 +402,37 @@ impl CircuitBreaker {
                 }
             }
         });
-        CircuitBreakerSubscription {
-            task: task.abort_handle(),
-            generation: runtime::generation(),
-        }
+        CircuitBreakerSubscription { _task: task }
+    }
+
+    /// A wait on this loop until the breaker may admit a call, for so many seconds at most; None
+    /// where it need not wait.
+    fn ready(
+        &self,
+        timeout: Option<&Bound<'_, PyAny>>,
+        event_loop: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<CircuitBreakerWaiting>> {
+        ready::begin(&self.breaker, Until::Ready, timeout, event_loop)
+    }
+
+    /// The same until it is closed.
+    fn closed(
+        &self,
+        timeout: Option<&Bound<'_, PyAny>>,
+        event_loop: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<CircuitBreakerWaiting>> {
+        ready::begin(&self.breaker, Until::Closed, timeout, event_loop)
+    }
+
+    /// Waits on this thread until the breaker may admit a call, for so many seconds at most; whether
+    /// it may.
+    fn wait_ready(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        ready::wait(py, &self.breaker, Until::Ready, timeout)
+    }
+
+    /// The same until it is closed.
+    fn wait_closed(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        ready::wait(py, &self.breaker, Until::Closed, timeout)
     }
 
     /// In a forked child: frees the slots of probes whose callers are the parent's.

@@ -27,7 +27,8 @@ mod _native {
     #[pymodule_export]
     use crate::circuit_breaker::{
         CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, CircuitBreakerSubscription,
-        check_circuit_breaker_config, circuit_breaker_presets, guard, rejection_message,
+        CircuitBreakerWaiting, check_circuit_breaker_config, circuit_breaker_presets, guard,
+        rejection_message,
     };
     #[pymodule_export]
     use crate::health::{

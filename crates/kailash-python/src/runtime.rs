@@ -3,7 +3,7 @@
 //! Both are built when they are first needed. After a fork the child forgets its parent's, whose
 //! threads did not come along, and builds its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict};
 use tokio::runtime::{Handle, Runtime};
+use tokio::task::AbortHandle;
 
 use crate::calling;
 use crate::config;
@@ -123,9 +124,14 @@ pub(crate) fn generation() -> u64 {
     FORKS.load(Ordering::Acquire)
 }
 
+thread_local! {
+    /// Whether this is the thread that ends the interpreter.
+    static ENDS_IT: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Keeps a thread that has let go of Python's lock from asking for it in an interpreter that ends.
 pub(crate) fn stay_away_at_the_end() {
-    while IS_ENDING.load(Ordering::Acquire) {
+    while IS_ENDING.load(Ordering::Acquire) && !ENDS_IT.get() {
         std::thread::park();
     }
 }
@@ -208,7 +214,11 @@ where
     });
     let answered = Mutex::new(answered);
     loop {
-        let next = py.detach(|| lock(&answered).recv_timeout(SIGNAL_CHECK));
+        let next = py.detach(|| {
+            let next = lock(&answered).recv_timeout(SIGNAL_CHECK);
+            stay_away_at_the_end();
+            next
+        });
         match next {
             Ok(value) => return Ok(value),
             Err(RecvTimeoutError::Disconnected) => return Err(ended()),
@@ -260,18 +270,54 @@ where
                 Ok(value) => (value, py.None()),
                 Err(error) => (py.None(), error.into_value(py).into_any()),
             };
-            // A loop that has closed has nobody waiting on it.
-            let settled = settle_function(py).and_then(|settle| {
-                event_loop.into_inner().call_method1(
-                    py,
-                    "call_soon_threadsafe",
-                    (settle, to.into_inner(), value, error),
-                )
-            });
-            drop(settled);
+            settle_soon(py, &event_loop.into_inner(), to.into_inner(), value, error);
         });
     });
     Ok(future)
+}
+
+/// Has a loop settle one of its futures: see [`settle`].
+pub(crate) fn settle_soon(
+    py: Python<'_>,
+    event_loop: &Py<PyAny>,
+    future: Py<PyAny>,
+    value: Py<PyAny>,
+    error: Py<PyAny>,
+) {
+    let settled = settle_function(py).and_then(|settle| {
+        let name = intern!(py, "call_soon_threadsafe");
+        event_loop.call_method1(py, name, (settle, future, value, error))
+    });
+    // A loop that has closed has nobody waiting on it.
+    drop(settled);
+}
+
+/// Work on the runtime that is given up when this is dropped.
+pub(crate) struct Task {
+    abort: AbortHandle,
+    generation: u64,
+}
+
+impl Task {
+    pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self {
+            abort: handle().spawn(work).abort_handle(),
+            generation: generation(),
+        }
+    }
+
+    pub(crate) fn give_up(&self) {
+        // After a fork it is the parent's, and so is what would end it.
+        if self.generation == generation() {
+            self.abort.abort();
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.give_up();
+    }
 }
 
 /// The function that settles a future: see [`settle`].
@@ -344,6 +390,7 @@ impl Courier {
 /// Ends the runtime's threads and the courier, as the interpreter ends.
 #[pyfunction]
 pub(crate) fn shut_down(py: Python<'_>) -> PyResult<()> {
+    ENDS_IT.set(true);
     IS_ENDING.store(true, Ordering::Release);
     let Some(process) = PROCESS.load_full() else {
         return Ok(());

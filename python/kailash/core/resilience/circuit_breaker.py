@@ -385,6 +385,53 @@ class CircuitBreaker:
         self._configure(config)
         return Done()
 
+    # -------------------------------------------------------------- to wait for it
+
+    async def ready(self, timeout: float | None = None) -> None:
+        """Waits until the breaker may admit a call, at once while it is closed.
+
+        It is a hint, and takes nothing: of many who wait no more than `half_open_requests` get through
+        as probes, and who is refused may wait again. One that is forced open may be waited for
+        without end. On a ramp, where chance decides about each call, it does not wait.
+
+        Raises TimeoutError after `timeout` seconds. Cancelling it leaves nothing behind.
+        """
+        waiting = self._native.ready(timeout, asyncio.get_running_loop())
+        if not await _waited(waiting):
+            raise self._late("ready", timeout)
+
+    async def wait_until_closed(self, timeout: float | None = None) -> None:
+        """Waits until calls pass freely: until the breaker is CLOSED, DISABLED or METRICS_ONLY.
+
+        It makes no call of its own: somebody's probes must succeed, or somebody must close it.
+
+        Raises TimeoutError after `timeout` seconds. Cancelling it leaves nothing behind.
+        """
+        waiting = self._native.closed(timeout, asyncio.get_running_loop())
+        if not await _waited(waiting):
+            raise self._late("closed", timeout)
+
+    def ready_sync(self, timeout: float | None = None) -> None:
+        """As `ready`, for a thread, which waits here.
+
+        Raises RuntimeError where an event loop runs, which must not stand still.
+        """
+        _check_no_loop("ready")
+        if not self._native.wait_ready(timeout):
+            raise self._late("ready", timeout)
+
+    def wait_until_closed_sync(self, timeout: float | None = None) -> None:
+        """As `wait_until_closed`, for a thread, which waits here.
+
+        Raises RuntimeError where an event loop runs, which must not stand still.
+        """
+        _check_no_loop("wait_until_closed")
+        if not self._native.wait_closed(timeout):
+            raise self._late("closed", timeout)
+
+    def _late(self, what: str, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"circuit breaker {self.name!r}: not {what} within {timeout} s")
+
     # -------------------------------------------------------------- to call through it
 
     def __call__(self, function: _F, /) -> _F:
@@ -584,6 +631,23 @@ def _teller(breaker: CircuitBreaker) -> Callable[[str, str], None]:
                 callback(_STATES[old], _STATES[new], metrics)
 
     return tell
+
+
+async def _waited(waiting: _native.CircuitBreakerWaiting | None) -> bool:
+    if waiting is None:
+        return True
+    try:
+        return await waiting.future
+    finally:
+        waiting.leave()
+
+
+def _check_no_loop(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(f"{name}_sync() would stop the event loop here: await {name}() instead")
 
 
 class _Judged:
