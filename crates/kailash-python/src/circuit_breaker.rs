@@ -1,30 +1,33 @@
 //! Circuit breakers for Python: they admit a call before it starts and judge how it ended.
 
+mod config;
 mod guarded;
+mod judge;
 mod ready;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use chrono::Utc;
 use kailash::circuit_breaker::{
-    Cause, CircuitBreaker as Breaker, Config, CreateError, EventKind, Manager, Outcome,
-    OwnedPermit, Permit, Presets, Rejected, State, WindowKind,
+    Cause, CircuitBreaker as Breaker, CreateError, EventKind, Manager, Outcome, OwnedPermit,
+    Permit, Rejected, State,
 };
 use kailash_core::time::nanos;
-use pyo3::exceptions::{PyException, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
-use pyo3::{PyTraverseError, PyVisit, ffi, intern};
+use pyo3::{PyTraverseError, PyVisit, intern};
 
-use crate::calling;
-use crate::config::{self, Settings};
+use crate::config::{raise, seconds};
 use crate::runtime::{self, Carried, ManualClock, Task, deliver};
+use config::{config_to_dict, read_config};
+use judge::Judge;
 use ready::Until;
 
+pub(crate) use config::{check_circuit_breaker_config, circuit_breaker_presets};
 pub(crate) use guarded::{add_types, guard};
 pub(crate) use ready::CircuitBreakerWaiting;
 
@@ -48,15 +51,19 @@ impl CircuitBreakerManager {
     /// The breaker of this name, made with these settings if there is none.
     fn get_or_create(&self, name: &str, settings: &Bound<'_, PyAny>) -> PyResult<CircuitBreaker> {
         let made = self.0.get_or_create(name, read_config(settings)?);
-        made.map(CircuitBreaker::over).map_err(|error| match error {
-            CreateError::Config(error) => config::raise(settings.py(), &error, None),
+        let made = made.map_err(|error| match error {
+            CreateError::Config(error) => raise(settings.py(), &error, None),
             CreateError::OtherSettings { .. } => PyValueError::new_err(error.to_string()),
-        })
+        })?;
+        CircuitBreaker::over(settings.py(), made)
     }
 
     /// The breaker of this name, if there is one.
-    fn get(&self, name: &str) -> Option<CircuitBreaker> {
-        self.0.get(name).map(CircuitBreaker::over)
+    fn get(&self, py: Python<'_>, name: &str) -> PyResult<Option<CircuitBreaker>> {
+        let found = self.0.get(name);
+        found
+            .map(|breaker| CircuitBreaker::over(py, breaker))
+            .transpose()
     }
 
     /// The names of all breakers, sorted.
@@ -90,45 +97,12 @@ struct Durations {
     nanos: AtomicU64,
 }
 
-/// What counts as a failure: only Python can look at its errors and results.
-#[derive(Default)]
-struct Judge {
-    /// Exceptions that say nothing about the dependency.
-    neutral: Option<Py<PyTuple>>,
-    /// Whether the class of an exception alone tells if it is neutral: no metaclass has a say.
-    goes_by_class: bool,
-    is_failure: Option<Py<PyAny>>,
-    /// How many seconds a failure asks to be left alone, or None.
-    retry_after: Option<Py<PyAny>>,
-}
-
-impl Judge {
-    /// What a failure comes to; where the judge raises, it counts all the same.
-    fn failed(&self, outcome: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
-        let Some(retry_after) = &self.retry_after else {
-            return (Outcome::Failure, Ok(()));
-        };
-        let answer = calling::call(retry_after.bind(outcome.py()), [outcome]);
-        let wait = answer.and_then(|answer| {
-            let seconds = |answer| config::seconds("retry_after", answer);
-            (!answer.is_none()).then(|| seconds(&answer)).transpose()
-        });
-        match wait {
-            Ok(None) => (Outcome::Failure, Ok(())),
-            Ok(Some(wait)) => (Outcome::RetryAfter(wait), Ok(())),
-            Err(raised) => (Outcome::Failure, Err(raised)),
-        }
-    }
-}
-
 /// One circuit breaker.
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct CircuitBreaker {
     breaker: Breaker,
     durations: Durations,
-    judge: ArcSwap<Judge>,
-    /// Whether the judge looks at results too, so that most calls need not load it.
-    judges_results: AtomicBool,
+    judge: Py<Judge>,
 }
 
 impl Durations {
@@ -140,13 +114,17 @@ impl Durations {
 }
 
 impl CircuitBreaker {
-    fn over(breaker: Breaker) -> Self {
-        Self {
+    fn over(py: Python<'_>, breaker: Breaker) -> PyResult<Self> {
+        Ok(Self {
             breaker,
             durations: Durations::default(),
-            judge: ArcSwap::default(),
-            judges_results: AtomicBool::new(false),
-        }
+            judge: Py::new(py, Judge::default())?,
+        })
+    }
+
+    #[inline]
+    fn judge(&self) -> &Judge {
+        self.judge.get()
     }
 
     /// Records how an admitted call ended, `generation` being that of the process that took the
@@ -159,74 +137,6 @@ impl CircuitBreaker {
             self.durations.add(ran);
         }
     }
-
-    /// How a call ended that returned, and what the judge raised, which makes it a failure.
-    #[inline]
-    fn judge_result(&self, result: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
-        if self.judges_results.load(Ordering::Acquire) {
-            self.ask(result)
-        } else {
-            (Outcome::Success, Ok(()))
-        }
-    }
-
-    /// How a call ended that raised, where the exception's class alone tells: `is` whether it is of
-    /// one of these classes.
-    #[inline]
-    fn judge_class(
-        &self,
-        is_exception: bool,
-        is: impl FnOnce(*mut ffi::PyObject) -> bool,
-    ) -> Option<Outcome> {
-        if !is_exception {
-            return Some(Outcome::Cancelled);
-        }
-        let judge = self.judge.load();
-        let neutral = judge.neutral.as_ref()?;
-        if !judge.goes_by_class || judge.is_failure.is_some() || judge.retry_after.is_some() {
-            return None;
-        }
-        let is_neutral = is(neutral.as_ptr());
-        Some(if is_neutral {
-            Outcome::Ignored
-        } else {
-            Outcome::Failure
-        })
-    }
-
-    /// How a call ended that raised, and what the judge raised in its turn.
-    fn judge_error(&self, error: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
-        if !error.is_instance_of::<PyException>() {
-            return (Outcome::Cancelled, Ok(()));
-        }
-        let judge = self.judge.load_full();
-        if let Some(neutral) = &judge.neutral {
-            match is_instance(error, neutral.bind(error.py())) {
-                Ok(true) => return (Outcome::Ignored, Ok(())),
-                Ok(false) => {}
-                Err(raised) => return (Outcome::Failure, Err(raised)),
-            }
-        }
-        match (&judge.is_failure, &judge.retry_after) {
-            (None, None) => (Outcome::Failure, Ok(())),
-            (None, Some(_)) => guarded::handling(error, || judge.failed(error)),
-            (Some(_), _) => guarded::handling(error, || self.ask(error)),
-        }
-    }
-
-    #[cold]
-    fn ask(&self, outcome: &Bound<'_, PyAny>) -> (Outcome, PyResult<()>) {
-        let judge = self.judge.load_full();
-        let Some(is_failure) = &judge.is_failure else {
-            return (Outcome::Success, Ok(()));
-        };
-        let answer = calling::call(is_failure.bind(outcome.py()), [outcome]);
-        match answer.and_then(|answer| calling::is_true(&answer)) {
-            Ok(false) => (Outcome::Success, Ok(())),
-            Ok(true) => judge.failed(outcome),
-            Err(raised) => (Outcome::Failure, Err(raised)),
-        }
-    }
 }
 
 #[pymethods]
@@ -236,20 +146,12 @@ impl CircuitBreaker {
     fn new(name: &str, settings: &Bound<'_, PyAny>, clock: Option<&ManualClock>) -> PyResult<Self> {
         let clock = runtime::clock(clock);
         let breaker = Breaker::with_clock(name, read_config(settings)?, clock);
-        breaker
-            .map(Self::over)
-            .map_err(|error| config::raise(settings.py(), &error, None))
+        let breaker = breaker.map_err(|error| raise(settings.py(), &error, None))?;
+        Self::over(settings.py(), breaker)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let judge = self.judge.load();
-        visit.call(&judge.neutral)?;
-        visit.call(&judge.is_failure)?;
-        visit.call(&judge.retry_after)
-    }
-
-    fn __clear__(&self) {
-        self.judge.store(Arc::default());
+        visit.call(&self.judge)
     }
 
     /// Exceptions of these classes are neutral; `is_failure` is asked about all others and results,
@@ -260,15 +162,7 @@ impl CircuitBreaker {
         is_failure: Option<Py<PyAny>>,
         retry_after: Option<Py<PyAny>>,
     ) {
-        let judges_results = is_failure.is_some();
-        let plain = neutral.py().get_type::<PyType>();
-        self.judge.store(Arc::new(Judge {
-            neutral: Some(neutral.clone().unbind()),
-            goes_by_class: neutral.iter().all(|class| class.get_type().is(&plain)),
-            is_failure,
-            retry_after,
-        }));
-        self.judges_results.store(judges_results, Ordering::Release);
+        self.judge().judge_by(neutral, is_failure, retry_after);
     }
 
     #[getter]
@@ -380,7 +274,7 @@ impl CircuitBreaker {
 
     fn reconfigure(&self, settings: &Bound<'_, PyAny>) -> PyResult<()> {
         let changed = self.breaker.reconfigure(read_config(settings)?);
-        changed.map_err(|error| config::raise(settings.py(), &error, None))
+        changed.map_err(|error| raise(settings.py(), &error, None))
     }
 
     /// Has `callback(from, to)` called on the courier's thread at each transition, as long as what
@@ -493,7 +387,7 @@ impl CircuitBreakerPermit {
     #[pyo3(signature = (retry_after=None))]
     fn failure(&self, retry_after: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let outcome = match retry_after {
-            Some(wait) => Outcome::RetryAfter(config::seconds("retry_after", wait)?),
+            Some(wait) => Outcome::RetryAfter(seconds("retry_after", wait)?),
             None => Outcome::Failure,
         };
         self.record(outcome);
@@ -502,14 +396,14 @@ impl CircuitBreakerPermit {
 
     /// The call returned this.
     fn succeed(&self, result: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (outcome, judged) = self.breaker.get().judge_result(result);
+        let (outcome, judged) = self.breaker.get().judge().result(result);
         self.record(outcome);
         judged
     }
 
     /// The call raised this.
     fn fail(&self, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let (outcome, judged) = self.breaker.get().judge_error(error);
+        let (outcome, judged) = self.breaker.get().judge().error(error);
         self.record(outcome);
         judged
     }
@@ -602,100 +496,4 @@ pub(crate) fn read_rejected(error: &Bound<'_, PyAny>) -> PyResult<Rejected> {
 #[pyfunction]
 pub(crate) fn rejection_message(error: &Bound<'_, PyAny>) -> PyResult<String> {
     read_rejected(error).map(|rejected| rejected.to_string())
-}
-
-/// What `isinstance` says, which may ask a metaclass of a user's.
-fn is_instance(error: &Bound<'_, PyAny>, classes: &Bound<'_, PyTuple>) -> PyResult<bool> {
-    static ISINSTANCE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let isinstance = ISINSTANCE.import(error.py(), "builtins", "isinstance")?;
-    calling::call(isinstance, [error, classes.as_any()])?.is_truthy()
-}
-
-fn read_config(settings: &Bound<'_, PyAny>) -> PyResult<Config> {
-    let build = |settings: &Settings<'_, '_>| {
-        Ok(Config {
-            failure_threshold: settings.whole("failure_threshold")?,
-            success_threshold: settings.whole("success_threshold")?,
-            recovery_timeout: settings.seconds("recovery_timeout")?,
-            max_recovery_timeout: settings.seconds("max_recovery_timeout")?,
-            half_open_requests: settings.whole("half_open_requests")?,
-            error_rate_threshold: settings.optional_number("error_rate_threshold")?,
-            window: settings.choice("window", WindowKind::ALL.map(|kind| (kind.as_str(), kind)))?,
-            window_size: settings.whole("window_size")?,
-            window_duration: settings.seconds("window_duration")?,
-            min_calls_before_evaluation: settings.whole("min_calls_before_evaluation")?,
-            slow_call_threshold: settings.optional_seconds("slow_call_threshold")?,
-            slow_call_rate_threshold: settings.optional_number("slow_call_rate_threshold")?,
-            overdue_calls_enabled: settings.flag("overdue_calls_enabled")?,
-            max_wait_duration_in_half_open: settings.seconds("max_wait_duration_in_half_open")?,
-            exponential_backoff_multiplier: settings.number("exponential_backoff_multiplier")?,
-            jitter_enabled: settings.flag("jitter_enabled")?,
-            max_jitter_percentage: settings.number("max_jitter_percentage")?,
-            cancelled_counts_after: settings.optional_seconds("cancelled_counts_after")?,
-            ramp_enabled: settings.flag("ramp_enabled")?,
-            initial_state: settings.choice(
-                "initial_state",
-                State::ALL.map(|state| (state.as_str(), state)),
-            )?,
-        })
-    };
-    config::read(settings, build, Config::validate)
-}
-
-fn config_to_dict<'py>(py: Python<'py>, config: &Config) -> PyResult<Bound<'py, PyDict>> {
-    let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
-    let dict = PyDict::new(py);
-    dict.set_item("failure_threshold", config.failure_threshold)?;
-    dict.set_item("success_threshold", config.success_threshold)?;
-    dict.set_item("recovery_timeout", config.recovery_timeout.as_secs_f64())?;
-    dict.set_item(
-        "max_recovery_timeout",
-        config.max_recovery_timeout.as_secs_f64(),
-    )?;
-    dict.set_item("half_open_requests", config.half_open_requests)?;
-    dict.set_item("error_rate_threshold", config.error_rate_threshold)?;
-    dict.set_item("window", config.window.as_str())?;
-    dict.set_item("window_size", config.window_size)?;
-    dict.set_item("window_duration", config.window_duration.as_secs_f64())?;
-    dict.set_item(
-        "min_calls_before_evaluation",
-        config.min_calls_before_evaluation,
-    )?;
-    dict.set_item("slow_call_threshold", seconds(config.slow_call_threshold))?;
-    dict.set_item("slow_call_rate_threshold", config.slow_call_rate_threshold)?;
-    dict.set_item("overdue_calls_enabled", config.overdue_calls_enabled)?;
-    let lease = config.max_wait_duration_in_half_open.as_secs_f64();
-    dict.set_item("max_wait_duration_in_half_open", lease)?;
-    dict.set_item(
-        "exponential_backoff_multiplier",
-        config.exponential_backoff_multiplier,
-    )?;
-    dict.set_item("jitter_enabled", config.jitter_enabled)?;
-    dict.set_item("max_jitter_percentage", config.max_jitter_percentage)?;
-    dict.set_item(
-        "cancelled_counts_after",
-        seconds(config.cancelled_counts_after),
-    )?;
-    dict.set_item("ramp_enabled", config.ramp_enabled)?;
-    dict.set_item("initial_state", config.initial_state.as_str())?;
-    Ok(dict)
-}
-
-/// Checks the settings of a circuit breaker.
-#[pyfunction]
-pub(crate) fn check_circuit_breaker_config(settings: &Bound<'_, PyAny>) -> PyResult<()> {
-    read_config(settings).map(drop)
-}
-
-/// The settings of the presets that come with the library, by name.
-#[pyfunction]
-pub(crate) fn circuit_breaker_presets(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let presets = Presets::new();
-    let dict = PyDict::new(py);
-    for name in presets.names() {
-        let config = presets.resolve(name);
-        let config = config.map_err(|error| PyValueError::new_err(error.to_string()))?;
-        dict.set_item(name, config_to_dict(py, &config)?)?;
-    }
-    Ok(dict)
 }

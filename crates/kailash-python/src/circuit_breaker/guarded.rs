@@ -170,13 +170,16 @@ fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
     // SAFETY: the lock is held; classes are compared, which runs no Python.
     let is = |class: Object| unsafe { ffi::PyErr_ExceptionMatches(class) != 0 };
     // SAFETY: as above.
-    if let Some(outcome) = breaker.judge_class(is(unsafe { ffi::PyExc_Exception }), is) {
+    if let Some(outcome) = breaker
+        .judge()
+        .class(is(unsafe { ffi::PyExc_Exception }), is)
+    {
         return outcome;
     }
     let Some(error) = PyErr::take(py) else {
         return Outcome::Failure;
     };
-    let (outcome, judged) = breaker.judge_error(error.value(py));
+    let (outcome, judged) = breaker.judge().error(error.value(py));
     judged.err().unwrap_or(error).restore(py);
     outcome
 }
@@ -275,7 +278,7 @@ unsafe fn call(this: *mut Function, args: *const Object, count: usize, names: Ob
                 return hand_over(py, judged);
             }
             Some(result) => {
-                let (outcome, judged) = breaker.judge_result(&result);
+                let (outcome, judged) = breaker.judge().result(&result);
                 (outcome, Some(judged.map(|()| result)))
             }
         };
@@ -639,7 +642,7 @@ impl Coroutine {
     unsafe fn end_with(this: *mut Self, result: &Bound<'_, PyAny>) -> PyResult<()> {
         // SAFETY: as in `send`.
         unsafe {
-            let (outcome, judged) = Self::breaker(this).judge_result(result);
+            let (outcome, judged) = Self::breaker(this).judge().result(result);
             Self::end(this, outcome);
             judged
         }
