@@ -98,6 +98,35 @@ def test_a_forked_child_has_breakers_without_calls_in_flight() -> None:
     )
 
 
+def test_a_forked_child_has_keys_without_calls_in_flight() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    config = CircuitBreakerConfig(
+        failure_threshold=1, recovery_timeout=0.01, half_open_requests=1, success_threshold=1)
+    hosts = CircuitBreakerManager().keyed("host", config)
+    hosts["a"].record_failure()
+    while hosts["a"].state is not CircuitState.HALF_OPEN:
+        time.sleep(0.001)
+    with hosts["a"]:
+        try:
+            hosts["a"].call(int)
+            raise SystemExit("the probe's slot was free")
+        except CircuitBreakerError:
+            pass
+
+        def child():
+            assert hosts["a"].call(int) == 0
+            assert hosts["a"].state is CircuitState.CLOSED
+
+        in_child(child)
+        assert hosts["a"].state is CircuitState.HALF_OPEN
+    assert hosts["a"].state is CircuitState.CLOSED
+    """
+    )
+
+
 def test_a_forked_child_has_partitions_with_nobody_inside() -> None:
     check(
         FORK

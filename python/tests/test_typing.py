@@ -15,9 +15,13 @@ PROGRAM = '''
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import ParamSpec, TypeVar, assert_type
 from kailash.core.resilience.bulkhead import execute_with_bulkhead
-from kailash.core.resilience.circuit_breaker import CircuitState, get_circuit_breaker
+from kailash.core.resilience.circuit_breaker import (
+    CircuitBreaker, CircuitBreakerConfig, CircuitState, KeyedSnapshot, get_circuit_breaker,
+    get_circuit_breaker_manager,
+)
 
 breaker = get_circuit_breaker("b", failure_threshold=2)
+hosts = get_circuit_breaker_manager().keyed("host", CircuitBreakerConfig(), capacity=1000)
 
 @breaker
 async def fetch(url: str, *, tries: int = 1) -> bytes:
@@ -43,6 +47,10 @@ def echo(n: int) -> Generator[int, str, bytes]:
 @breaker
 async def stream(n: int) -> AsyncGenerator[int, str]:
     yield n
+
+@hosts["example.org"]
+async def page(path: str) -> str:
+    return path
 
 class Client:
     @breaker
@@ -101,6 +109,11 @@ async def main() -> None:
     assert_type(await execute_with_bulkhead("database", fetch, "u"), bytes)
     assert_type(await execute_with_bulkhead("database", size, b"x", priority=1), int)
     assert_type(breaker.state, CircuitState)
+    assert_type(hosts["a"], CircuitBreaker)
+    assert_type(hosts.find("a"), CircuitBreaker | None)
+    assert_type(await hosts["a"].call(fetch, "u"), bytes)
+    assert_type(await page("/"), str)
+    assert_type(hosts.snapshot(), KeyedSnapshot)
     await breaker.reset()
     await breaker.ready(timeout=1.5)
     await breaker.wait_until_closed()
@@ -114,6 +127,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import ParamSpec, TypeVar
 import kailash.core.resilience.circuit_breaker as cb
 breaker = cb.get_circuit_breaker("b")
+hosts = cb.get_circuit_breaker_manager().keyed("host")
 
 @breaker
 async def fetch(url: str) -> bytes:
@@ -158,6 +172,7 @@ Client().get(1)
 Client.make("x")
 twice(1, b=2)
 breaker.ready_sync("soon")
+hosts[5]
 '''
 
 
@@ -188,7 +203,7 @@ def test_decorated_functions_keep_their_signatures(checker: object, tmp_path: Pa
     assert code == 0, output
     code, output = checker(wrong)
     assert code != 0
-    for line in range(len(WRONG.splitlines()) - 9, len(WRONG.splitlines()) + 1):
+    for line in range(len(WRONG.splitlines()) - 10, len(WRONG.splitlines()) + 1):
         assert f"wrong.py:{line}:" in output, f"line {line} is wrong, and nothing says so:\n{output}"
 
 

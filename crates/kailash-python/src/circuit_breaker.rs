@@ -3,6 +3,7 @@
 mod config;
 mod guarded;
 mod judge;
+mod keyed;
 mod ready;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,10 +26,12 @@ use crate::config::{raise, seconds};
 use crate::runtime::{self, Carried, ManualClock, Task, deliver};
 use config::{config_to_dict, read_config};
 use judge::Judge;
+use keyed::read_keyed_config;
 use ready::Until;
 
 pub(crate) use config::{check_circuit_breaker_config, circuit_breaker_presets};
 pub(crate) use guarded::{add_types, guard};
+pub(crate) use keyed::{KeyedCircuitBreakers, check_keyed_config};
 pub(crate) use ready::CircuitBreakerWaiting;
 
 /// Circuit breakers by name.
@@ -44,18 +47,28 @@ impl CircuitBreakerManager {
 #[pymethods]
 impl CircuitBreakerManager {
     #[new]
-    fn new() -> Self {
-        Self(Manager::new())
+    #[pyo3(signature = (clock=None))]
+    fn new(clock: Option<&ManualClock>) -> Self {
+        Self(Manager::with_clock(runtime::clock(clock)))
     }
 
     /// The breaker of this name, made with these settings if there is none.
     fn get_or_create(&self, name: &str, settings: &Bound<'_, PyAny>) -> PyResult<CircuitBreaker> {
         let made = self.0.get_or_create(name, read_config(settings)?);
-        let made = made.map_err(|error| match error {
-            CreateError::Config(error) => raise(settings.py(), &error, None),
-            CreateError::OtherSettings { .. } => PyValueError::new_err(error.to_string()),
-        })?;
+        let made = made.map_err(|error| raise_uncreated(settings.py(), &error))?;
         CircuitBreaker::over(settings.py(), made)
+    }
+
+    /// The group of keys of this name, made with these settings if there is none.
+    fn keyed(&self, group: &str, settings: &Bound<'_, PyAny>) -> PyResult<KeyedCircuitBreakers> {
+        let made = self.0.keyed(group, read_keyed_config(settings)?);
+        let made = made.map_err(|error| raise_uncreated(settings.py(), &error))?;
+        KeyedCircuitBreakers::over(settings.py(), made)
+    }
+
+    /// Takes a group of keys out of the registry; whether there was one.
+    fn remove_group(&self, group: &str) -> bool {
+        self.0.remove_group(group).is_some()
     }
 
     /// The breaker of this name, if there is one.
@@ -90,7 +103,14 @@ pub(crate) struct CircuitBreakerSubscription {
     _task: Task,
 }
 
-/// How long the calls of one breaker took.
+fn raise_uncreated(py: Python<'_>, error: &CreateError) -> PyErr {
+    match error {
+        CreateError::Config(error) => raise(py, error, None),
+        CreateError::OtherSettings { .. } => PyValueError::new_err(error.to_string()),
+    }
+}
+
+/// How long the calls of one breaker took, or those of a group's breakers together.
 #[derive(Default)]
 struct Durations {
     calls: AtomicU64,
@@ -101,7 +121,9 @@ struct Durations {
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct CircuitBreaker {
     breaker: Breaker,
-    durations: Durations,
+    durations: Arc<Durations>,
+    /// Whether durations and judge are those of a group of keys.
+    is_of_group: bool,
     judge: Py<Judge>,
 }
 
@@ -111,13 +133,19 @@ impl Durations {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.nanos.fetch_add(nanos(ran), Ordering::Relaxed);
     }
+
+    fn reset(&self) {
+        self.calls.store(0, Ordering::Relaxed);
+        self.nanos.store(0, Ordering::Relaxed);
+    }
 }
 
 impl CircuitBreaker {
     fn over(py: Python<'_>, breaker: Breaker) -> PyResult<Self> {
         Ok(Self {
             breaker,
-            durations: Durations::default(),
+            durations: Arc::default(),
+            is_of_group: false,
             judge: Py::new(py, Judge::default())?,
         })
     }
@@ -256,8 +284,9 @@ impl CircuitBreaker {
 
     fn reset(&self) {
         self.breaker.reset();
-        self.durations.calls.store(0, Ordering::Relaxed);
-        self.durations.nanos.store(0, Ordering::Relaxed);
+        if !self.is_of_group {
+            self.durations.reset();
+        }
     }
 
     fn disable(&self) {

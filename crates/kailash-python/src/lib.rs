@@ -27,8 +27,8 @@ mod _native {
     #[pymodule_export]
     use crate::circuit_breaker::{
         CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, CircuitBreakerSubscription,
-        CircuitBreakerWaiting, check_circuit_breaker_config, circuit_breaker_presets, guard,
-        rejection_message,
+        CircuitBreakerWaiting, KeyedCircuitBreakers, check_circuit_breaker_config,
+        check_keyed_config, circuit_breaker_presets, guard, rejection_message,
     };
     #[pymodule_export]
     use crate::health::{

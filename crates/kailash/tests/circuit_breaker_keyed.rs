@@ -60,6 +60,26 @@ fn one_bad_key_of_ten_leaves_the_others_alone() {
 }
 
 #[test]
+fn the_child_of_a_fork_frees_the_slots_of_all_keys() {
+    let (hosts, hand) = group(small());
+    let mut probes = Vec::new();
+    for key in ["a", "b"] {
+        fail(&hosts.get(key), 3);
+    }
+    hand.advance(S(60));
+    for key in ["a", "b"] {
+        let host = hosts.get(key);
+        probes.extend(std::iter::from_fn(|| host.try_acquire_owned().ok()));
+    }
+    assert_eq!(probes.len(), 6);
+    hosts.abandon_probes();
+    for key in ["a", "b"] {
+        hosts.get(key).try_acquire().unwrap().success();
+        assert_eq!(hosts.get(key).state(), State::Closed);
+    }
+}
+
+#[test]
 fn one_key_gives_one_breaker_to_all_threads() {
     let (hosts, _) = group(KeyedConfig::default());
     std::thread::scope(|scope| {

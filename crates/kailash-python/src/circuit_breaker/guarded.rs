@@ -170,10 +170,8 @@ fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
     // SAFETY: the lock is held; classes are compared, which runs no Python.
     let is = |class: Object| unsafe { ffi::PyErr_ExceptionMatches(class) != 0 };
     // SAFETY: as above.
-    if let Some(outcome) = breaker
-        .judge()
-        .class(is(unsafe { ffi::PyExc_Exception }), is)
-    {
+    let is_exception = is(unsafe { ffi::PyExc_Exception });
+    if let Some(outcome) = breaker.judge().class(is_exception, is) {
         return outcome;
     }
     let Some(error) = PyErr::take(py) else {

@@ -486,6 +486,11 @@ impl Keyed {
         }
     }
 
+    /// As [`CircuitBreaker::abandon_probes`], for all keys.
+    pub fn abandon_probes(&self) {
+        self.for_each(CircuitBreaker::abandon_probes);
+    }
+
     /// What all keys together are at this moment. It looks at each.
     #[must_use]
     pub fn snapshot(&self) -> KeyedSnapshot {

@@ -17,6 +17,8 @@ from kailash.core.resilience.circuit_breaker import (
     CircuitBreakerManager,
     CircuitState,
     ConnectionCircuitBreaker,
+    KeyedCircuitBreakers,
+    KeyedConfig,
     get_circuit_breaker,
 )
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
@@ -58,6 +60,8 @@ __all__ = [
     "HealthCheckResult",
     "HealthMonitor",
     "HealthStatus",
+    "KeyedCircuitBreakers",
+    "KeyedConfig",
     "MemoryHealthCheck",
     "PartitionConfig",
     "PartitionType",

@@ -29,6 +29,7 @@ from kailash.core.resilience.rejection import RejectionError
 __all__ = [
     "CircuitBreaker",
     "CircuitBreakerConfig",
+    "CircuitBreakerCounts",
     "CircuitBreakerError",
     "CircuitBreakerManager",
     "CircuitBreakerMetrics",
@@ -36,6 +37,11 @@ __all__ = [
     "ConfigError",
     "ConfigTypeError",
     "ConnectionCircuitBreaker",
+    "KeyCounts",
+    "KeyedCircuitBreakers",
+    "KeyedConfig",
+    "KeyedSeries",
+    "KeyedSnapshot",
     "get_circuit_breaker",
     "get_circuit_breaker_manager",
 ]
@@ -187,6 +193,85 @@ class CircuitBreakerMetrics:
 
 _METRICS = tuple(each.name for each in fields(CircuitBreakerMetrics))
 
+
+@dataclass(frozen=True)
+class CircuitBreakerCounts:
+    """What breakers have counted since they were made. No reset sets it back: this is for metrics."""
+
+    calls: int = 0
+    failures: int = 0
+    slow_calls: int = 0
+    rejections: int = 0
+    openings: int = 0
+
+
+@dataclass(frozen=True)
+class KeyedConfig:
+    """The settings of a group of keys; durations in seconds, checked when it is made.
+
+    `breaker` has those of each breaker. Keys beyond `capacity` (1 to 16,777,216) have those that were
+    idle longest forgotten; breakers that must not be forgotten may take the group beyond it. A key
+    that was not asked for in `idle_timeout` is forgotten, and one with failures or slow calls in its
+    window in `failures_kept` (less than `idle_timeout` counts as equal), however full the group is.
+    `series` keys (0 to 1,000) have a metric series of their own, the rest being one.
+    """
+
+    breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    capacity: int = 1_000_000
+    idle_timeout: float = 600.0
+    failures_kept: float = 86_400.0
+    series: int = 20
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.breaker, CircuitBreakerConfig):
+            raise ConfigTypeError("breaker", self.breaker, "a CircuitBreakerConfig")
+        _native.check_keyed_config(self)
+
+
+_KEYED_FIELDS = tuple(each.name for each in fields(KeyedConfig) if each.name != "breaker")
+
+
+@dataclass(frozen=True)
+class KeyedSnapshot:
+    """A group of keys at one moment.
+
+    `keys` have a breaker now, of which `open` (forced ones too) and `half_open` are not closed.
+    `forgotten` breakers were forgotten since the group was made; `counts` has all, these too.
+    """
+
+    keys: int
+    open: int
+    half_open: int
+    forgotten: int
+    counts: CircuitBreakerCounts
+
+
+@dataclass(frozen=True)
+class KeyCounts:
+    """One key's metric series: `breaker` is its name, `GROUP/KEY`.
+
+    `counts` is what it has counted since it was made, `since_listed` since it got its series, which
+    is for counters of metrics.
+    """
+
+    breaker: str
+    state: CircuitState
+    counts: CircuitBreakerCounts
+    since_listed: CircuitBreakerCounts
+
+
+@dataclass(frozen=True)
+class KeyedSeries:
+    """What a group of keys shows as metrics: a series for each of a few keys, one for all others.
+
+    `listed` are the keys with the most refusals and failures, the worst first. All counters only
+    grow, and `listed` (since they are) and `other` always add up to `total`.
+    """
+
+    total: CircuitBreakerCounts
+    listed: list[KeyCounts]
+    other: CircuitBreakerCounts
+
 # The blocks of `with breaker:` that the current task or thread is inside, the innermost first.
 _Block = tuple["CircuitBreaker", _native.CircuitBreakerPermit, Any]
 _blocks: ContextVar[_Block | None] = ContextVar("kailash_circuit_breaker_blocks", default=None)
@@ -194,6 +279,16 @@ _blocks: ContextVar[_Block | None] = ContextVar("kailash_circuit_breaker_blocks"
 _every: WeakSet[CircuitBreaker] = WeakSet()
 
 Listener = Callable[[CircuitState, CircuitState, CircuitBreakerMetrics], object]
+
+
+class _Audience:
+    """Who is told of a breaker's transitions."""
+
+    def __init__(self) -> None:
+        self.listeners: list[tuple[Listener, Callback]] = []
+        # Popped by whoever adds the first listener.
+        self.unheard = [True]
+        self.subscription: _native.CircuitBreakerSubscription | None = None
 
 
 class CircuitBreaker:
@@ -204,6 +299,11 @@ class CircuitBreaker:
     `CircuitBreakerError`. A block may be left in another context or thread than it was entered in.
     Any thread and any event loop may use it. `clock` is for tests.
     """
+
+    # Made when they are first needed: a breaker of a key may live for one call.
+    _audience: _Audience | None = None
+    # The permits of all blocks that run, the newest last.
+    _entered: dict[_native.CircuitBreakerPermit, None] | None = None
 
     def __init__(
         self,
@@ -223,19 +323,12 @@ class CircuitBreaker:
 
     def _adopt(self, native: _native.CircuitBreaker, config: CircuitBreakerConfig) -> None:
         self._native = native
-        self._listeners: list[tuple[Listener, Callback]] = []
-        # Popped by whoever adds the first listener.
-        self._unheard = [True]
-        self._subscription: _native.CircuitBreakerSubscription | None = None
-        # The permits of all blocks that run, the newest last.
-        self._entered: dict[_native.CircuitBreakerPermit, None] = {}
         self._configure(config)
         _every.add(self)
 
     def _configure(self, config: CircuitBreakerConfig) -> None:
         self._config = config
-        neutral: tuple[type[BaseException], ...] = (RejectionError, *config.excluded_exceptions)
-        self._native.judge_by(neutral, config.is_failure, config.retry_after)
+        _judge_by(self._native, config)
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.name!r} {self.state.value}>"
@@ -280,11 +373,10 @@ class CircuitBreaker:
         opened in METRICS_ONLY, and `ramp_share` which share of the calls passes during a ramp.
         """
         counted = self._native.snapshot()
-        config: dict[str, Any] = {name: getattr(self._config, name) for name in _FIELDS}
-        config["excluded_exceptions"] = [
-            each.__qualname__ for each in self._config.excluded_exceptions
-        ]
-        config["initial_state"] = self._config.initial_state.value
+        settings = self.config
+        config: dict[str, Any] = {name: getattr(settings, name) for name in _FIELDS}
+        config["excluded_exceptions"] = [each.__qualname__ for each in settings.excluded_exceptions]
+        config["initial_state"] = settings.initial_state.value
         for judge in ("is_failure", "retry_after"):
             config[judge] = config[judge] and repr(config[judge])
         return {
@@ -308,31 +400,36 @@ class CircuitBreaker:
         the library's when none does. What it raises is logged; it never delays a call.
         """
         callback = Callback(listener, "circuit breaker listener")
-        self._listeners.append((listener, callback))
-        self._subscribe()
+        audience = self._audience or self.__dict__.setdefault("_audience", _Audience())
+        audience.listeners.append((listener, callback))
+        _every.add(self)
+        self._subscribe(audience)
 
     def remove_listener(self, listener: Listener) -> None:
         """Ends what `add_listener` began; unknown listeners are ignored."""
-        for index, (known, _) in enumerate(self._listeners):
+        audience = self._audience
+        if audience is None:
+            return
+        for index, (known, _) in enumerate(audience.listeners):
             if known == listener:
-                del self._listeners[index]
+                del audience.listeners[index]
                 break
         else:
             return
-        if not self._listeners:
-            self._subscription = None
-            self._unheard.append(True)
+        if not audience.listeners:
+            audience.subscription = None
+            audience.unheard.append(True)
             # Another thread may have added one meanwhile.
-            self._subscribe()
+            self._subscribe(audience)
 
-    def _subscribe(self) -> None:
-        if not self._listeners:
+    def _subscribe(self, audience: _Audience) -> None:
+        if not audience.listeners:
             return
         try:
-            self._unheard.pop()
+            audience.unheard.pop()
         except IndexError:
             return
-        self._subscription = self._native.listen(_teller(self))
+        audience.subscription = self._native.listen(_teller(self))
 
     # -------------------------------------------------------------- to steer it
 
@@ -548,7 +645,10 @@ class CircuitBreaker:
 
     def __enter__(self) -> CircuitBreaker:
         permit = self._native.acquire()
-        self._entered[permit] = None
+        entered = self._entered
+        if entered is None:
+            entered = self.__dict__.setdefault("_entered", {})
+        entered[permit] = None
         _blocks.set((self, permit, _blocks.get()))
         return self
 
@@ -589,14 +689,15 @@ class CircuitBreaker:
             permit: _native.CircuitBreakerPermit | None = block[1]
         else:
             permit = self._innermost()
+        entered = self._entered or {}
         if permit is not None:
             try:
-                del self._entered[permit]
+                del entered[permit]
                 return permit
             except KeyError:
                 pass  # a block that was left elsewhere has taken it, and left its own
         try:
-            return self._entered.popitem()[0]
+            return entered.popitem()[0]
         except KeyError:
             return None
 
@@ -625,9 +726,9 @@ def _teller(breaker: CircuitBreaker) -> Callable[[str, str], None]:
 
     def tell(old: str, new: str) -> None:
         breaker = alive()
-        if breaker is not None:
+        if breaker is not None and breaker._audience is not None:
             metrics = breaker.metrics
-            for _, callback in tuple(breaker._listeners):
+            for _, callback in tuple(breaker._audience.listeners):
                 callback(_STATES[old], _STATES[new], metrics)
 
     return tell
@@ -704,12 +805,182 @@ def _checked(config: CircuitBreakerConfig | None) -> CircuitBreakerConfig | None
     return config
 
 
-class CircuitBreakerManager:
-    """Circuit breakers by name: the same name gives the same breaker."""
+def _judge_by(
+    native: _native.CircuitBreaker | _native.KeyedCircuitBreakers, config: CircuitBreakerConfig
+) -> None:
+    neutral: tuple[type[BaseException], ...] = (RejectionError, *config.excluded_exceptions)
+    native.judge_by(neutral, config.is_failure, config.retry_after)
 
-    def __init__(self) -> None:
-        self._native = _native.CircuitBreakerManager()
+
+_every_group: WeakSet[KeyedCircuitBreakers] = WeakSet()
+
+
+class KeyedCircuitBreakers:
+    """The breakers of one group, such as hosts or tenants, each by its key.
+
+    One bad host of ten is refused, the other nine are not. `hosts[key]` is the breaker of a key, to
+    be used as any: it is called `GROUP/KEY`, is made when its key is first asked for, and is
+    forgotten when its key has not been asked for in a while. It is never forgotten while it is
+    anything but closed, while somebody holds it (so while a call is in flight, or a function lives
+    that it guards), or while its window holds failures or slow calls that may yet trip it.
+
+    Ask for it again for each call rather than keep it. How long calls take is known of the group, not
+    of each key: `avg_call_duration` is that of all keys together.
+
+    `CircuitBreakerManager.keyed` makes one. Any thread and any event loop may use it.
+    """
+
+    def __init__(self, native: _native.KeyedCircuitBreakers, name: str, config: KeyedConfig) -> None:
+        self._native = native
+        self._name = name
+        self._configure(config)
+        _every_group.add(self)
+
+    def _configure(self, config: KeyedConfig) -> None:
+        self._config = config
+        _judge_by(self._native, config.breaker)
+
+    def __repr__(self) -> str:
+        return f"<KeyedCircuitBreakers {self._name!r} of {len(self)}>"
+
+    @property
+    def name(self) -> str:
+        """The group's name."""
+        return self._name
+
+    @property
+    def config(self) -> KeyedConfig:
+        """The settings in force."""
+        return self._config
+
+    def __getitem__(self, key: str) -> CircuitBreaker:
+        return self._of_key(self._native.get(key))
+
+    def __contains__(self, key: str) -> bool:
+        return self._native.holds(key)
+
+    def __len__(self) -> int:
+        return self._native.len()
+
+    def get(self, key: str) -> CircuitBreaker:
+        """The breaker of this key, made if there is none: the same as `hosts[key]`."""
+        return self._of_key(self._native.get(key))
+
+    def find(self, key: str) -> CircuitBreaker | None:
+        """The breaker of this key, if there is one. To ask is no use of the key."""
+        found = self._native.find(key)
+        return None if found is None else self._of_key(found)
+
+    def remove(self, key: str) -> CircuitBreaker | None:
+        """Forgets the breaker of this key, whatever its state; who holds it can go on using it."""
+        removed = self._native.remove(key)
+        return None if removed is None else self._of_key(removed)
+
+    def _of_key(self, native: _native.CircuitBreaker) -> CircuitBreaker:
+        breaker = _KeyedCircuitBreaker.__new__(_KeyedCircuitBreaker)
+        breaker._native = native
+        breaker._group = self
+        return breaker
+
+    def forget_idle(self) -> int:
+        """Forgets all keys that were idle too long, and answers how many.
+
+        New keys have it done bit by bit, so only a group that gets none may want to be told.
+        """
+        return self._native.forget_idle()
+
+    def reconfigure(
+        self,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        capacity: int | None = None,
+        idle_timeout: float | None = None,
+        failures_kept: float | None = None,
+        series: int | None = None,
+    ) -> Done:
+        """Changes these settings of all breakers, those to come too, and keeps states and counts."""
+        said = _said(config, capacity, idle_timeout, failures_kept, series)
+        wanted = replace(self._config, **said)
+        self._native.reconfigure(wanted)
+        self._configure(wanted)
+        return Done()
+
+    def reset_all(self) -> Done:
+        """Closes all breakers from any state and forgets what they have counted."""
+        self._native.reset_all()
+        return Done()
+
+    def snapshot(self) -> KeyedSnapshot:
+        """What all keys together are at this moment. It looks at each."""
+        seen = self._native.snapshot()
+        seen["counts"] = CircuitBreakerCounts(**seen["counts"])
+        return KeyedSnapshot(**seen)
+
+    def series(self) -> KeyedSeries:
+        """The group as metrics: as many keys as `series` says at most, and one for all others."""
+        seen = self._native.series()
+        return KeyedSeries(
+            total=CircuitBreakerCounts(**seen["total"]),
+            listed=[
+                KeyCounts(
+                    breaker=key["breaker"],
+                    state=_STATES[key["state"]],
+                    counts=CircuitBreakerCounts(**key["counts"]),
+                    since_listed=CircuitBreakerCounts(**key["since_listed"]),
+                )
+                for key in seen["listed"]
+            ],
+            other=CircuitBreakerCounts(**seen["other"]),
+        )
+
+
+_JUDGES = ("excluded_exceptions", "is_failure", "retry_after")
+
+
+class _KeyedCircuitBreaker(CircuitBreaker):
+    """The breaker of one key. What counts as a failure is the group's to say."""
+
+    _group: KeyedCircuitBreakers
+
+    @property
+    def config(self) -> CircuitBreakerConfig:
+        return replace(self._group.config.breaker, **self._native.config())
+
+    def reconfigure(self, config: CircuitBreakerConfig | None = None, **changes: Any) -> Done:
+        known = self.config
+        wanted = replace(_checked(config) or known, **changes)
+        for judge in _JUDGES:
+            if getattr(wanted, judge) != getattr(known, judge):
+                raise ConfigError(judge, getattr(wanted, judge), "that of the group")
+        self._native.reconfigure(wanted)
+        return Done()
+
+
+def _said(
+    config: CircuitBreakerConfig | None,
+    capacity: int | None,
+    idle_timeout: float | None,
+    failures_kept: float | None,
+    series: int | None,
+) -> dict[str, Any]:
+    """The fields of a KeyedConfig that somebody said something about."""
+    said = {
+        "breaker": _checked(config),
+        "capacity": capacity,
+        "idle_timeout": idle_timeout,
+        "failures_kept": failures_kept,
+        "series": series,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+class CircuitBreakerManager:
+    """Circuit breakers by name: the same name gives the same breaker. `clock` is for tests."""
+
+    def __init__(self, *, clock: ManualClock | None = None) -> None:
+        self._native = _native.CircuitBreakerManager(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._groups: dict[str, KeyedCircuitBreakers] = {}
         self._callbacks: list[Listener] = []
         self._default = CircuitBreakerConfig()
 
@@ -731,8 +1002,50 @@ class CircuitBreakerManager:
                     known.add_listener(callback)
                 return known
         if config is not None and known.config != _checked(config):
-            raise ValueError(_differences(name, known.config, config))
+            differing = _differing(_FIELDS, known.config, config)
+            raise ValueError(_differences(f"circuit breaker {name!r}", differing))
         return known
+
+    def keyed(
+        self,
+        group: str,
+        config: CircuitBreakerConfig | None = None,
+        *,
+        capacity: int | None = None,
+        idle_timeout: float | None = None,
+        failures_kept: float | None = None,
+        series: int | None = None,
+    ) -> KeyedCircuitBreakers:
+        """The breakers of one group, such as hosts or tenants, each by its key.
+
+        The group is made with these settings if there is none of this name: `config` for each
+        breaker, and what KeyedConfig says of the others. Without settings, or with equal ones, it is
+        the one that exists. Raises ValueError for others: `reconfigure()` changes them.
+        """
+        said = _said(config, capacity, idle_timeout, failures_kept, series)
+        known = self._groups.get(group)
+        if known is not None and not said:
+            return known
+        wanted = KeyedConfig(**{"breaker": self._default, **said})
+        if known is None:
+            made = KeyedCircuitBreakers(self._native.keyed(group, wanted), group, wanted)
+            # Of two threads that come here at once, the second takes what the first has made.
+            known = self._groups.setdefault(group, made)
+        if known.config != wanted:
+            has = known.config
+            differing = _differing(_FIELDS, has.breaker, wanted.breaker)
+            differing += _differing(_KEYED_FIELDS, has, wanted)
+            raise ValueError(_differences(f"group of circuit breakers {group!r}", differing))
+        return known
+
+    def groups(self) -> list[KeyedCircuitBreakers]:
+        """All groups of keys, by name."""
+        return [self._groups[name] for name in sorted(self._groups)]
+
+    def remove_group(self, group: str) -> KeyedCircuitBreakers | None:
+        """Takes a group of keys out of the registry; who holds it can go on using it."""
+        self._native.remove_group(group)
+        return self._groups.pop(group, None)
 
     def create_circuit_breaker(
         self,
@@ -781,7 +1094,7 @@ class CircuitBreakerManager:
         return result
 
     def get_all_status(self) -> dict[str, dict[str, Any]]:
-        """The status of each breaker by its name."""
+        """The status of each breaker by its name; those of keys are not among them."""
         found = ((name, self.get_circuit_breaker(name)) for name in self._native.names())
         return {name: breaker.get_status() for name, breaker in found if breaker is not None}
 
@@ -804,9 +1117,11 @@ class CircuitBreakerManager:
         return True
 
     def reset_all(self) -> Done:
-        """Resets every breaker."""
+        """Resets every breaker, those of keys too."""
         for name in self._native.names():
             self.reset_circuit_breaker(name)
+        for group in self.groups():
+            group.reset_all()
         return Done()
 
     def set_default_config(self, config: CircuitBreakerConfig) -> None:
@@ -814,7 +1129,10 @@ class CircuitBreakerManager:
         self._default = _checked(config) or CircuitBreakerConfig()
 
     def add_global_callback(self, callback: Listener) -> None:
-        """Has `callback` told of each transition of every breaker, also of those made later."""
+        """Has `callback` told of each transition of every breaker, also of those made later.
+
+        Those of keys are not among them.
+        """
         self._callbacks.append(callback)
         for breaker in tuple(self._breakers.values()):
             breaker.add_listener(callback)
@@ -824,13 +1142,19 @@ async def _result(outcome: Any) -> Any:
     return await outcome if inspect.isawaitable(outcome) else outcome
 
 
-def _differences(name: str, known: CircuitBreakerConfig, wanted: CircuitBreakerConfig) -> str:
-    differing = [each for each in _FIELDS if getattr(known, each) != getattr(wanted, each)]
-    old, new = (
-        ", ".join(f"{each}={getattr(config, each)!r}" for each in differing)
-        for config in (known, wanted)
-    )
-    return f"circuit breaker {name!r} exists with {old}, not {new}; reconfigure() changes it"
+_Differing = list[tuple[str, Any, Any]]
+
+
+def _differing(names: Sequence[str], known: object, wanted: object) -> _Differing:
+    """The fields in which two configs differ: name, value here, value there."""
+    pairs = ((name, getattr(known, name), getattr(wanted, name)) for name in names)
+    return [(name, here, there) for name, here, there in pairs if here != there]
+
+
+def _differences(what: str, differing: _Differing) -> str:
+    old = ", ".join(f"{name}={here!r}" for name, here, _ in differing)
+    new = ", ".join(f"{name}={there!r}" for name, _, there in differing)
+    return f"{what} exists with {old}, not {new}; reconfigure() changes it"
 
 
 _manager = CircuitBreakerManager()
@@ -859,6 +1183,9 @@ def _forget_calls_in_flight() -> None:
     _manager._native.forget_calls_in_flight()
     for breaker in tuple(_every):
         breaker._native.forget_calls_in_flight()
-        if not breaker._unheard:
+        audience = breaker._audience
+        if audience is not None and not audience.unheard:
             # What carried the news to them was a thread of the parent's.
-            breaker._subscription = breaker._native.listen(_teller(breaker))
+            audience.subscription = breaker._native.listen(_teller(breaker))
+    for group in tuple(_every_group):
+        group._native.forget_calls_in_flight()
