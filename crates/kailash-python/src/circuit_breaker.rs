@@ -4,6 +4,7 @@ mod config;
 mod guarded;
 mod judge;
 mod keyed;
+mod preset;
 mod ready;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,9 +28,10 @@ use crate::runtime::{self, Carried, ManualClock, Task, deliver};
 use config::{config_to_dict, read_config};
 use judge::Judge;
 use keyed::read_keyed_config;
+use preset::{raise_preset, read_overrides};
 use ready::Until;
 
-pub(crate) use config::{check_circuit_breaker_config, circuit_breaker_presets};
+pub(crate) use config::check_circuit_breaker_config;
 pub(crate) use guarded::{add_types, guard};
 pub(crate) use keyed::{KeyedCircuitBreakers, check_keyed_config};
 pub(crate) use ready::CircuitBreakerWaiting;
@@ -69,6 +71,25 @@ impl CircuitBreakerManager {
     /// Takes a group of keys out of the registry; whether there was one.
     fn remove_group(&self, group: &str) -> bool {
         self.0.remove_group(group).is_some()
+    }
+
+    /// Defines a preset by the fields of `settings` that are `said`.
+    fn define(
+        &self,
+        name: &str,
+        base: Option<String>,
+        settings: &Bound<'_, PyAny>,
+        said: Vec<String>,
+    ) -> PyResult<()> {
+        let overrides = read_overrides(base, settings, &said)?;
+        let defined = self.0.define(name, overrides);
+        defined.map_err(|error| raise_preset(settings.py(), &error))
+    }
+
+    /// The settings of a preset that Rust knows, by field.
+    fn preset<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
+        let config = self.0.preset(name);
+        config_to_dict(py, &config.map_err(|error| raise_preset(py, &error))?)
     }
 
     /// The breaker of this name, if there is one.

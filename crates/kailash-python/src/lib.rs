@@ -28,7 +28,7 @@ mod _native {
     use crate::circuit_breaker::{
         CircuitBreaker, CircuitBreakerManager, CircuitBreakerPermit, CircuitBreakerSubscription,
         CircuitBreakerWaiting, KeyedCircuitBreakers, check_circuit_breaker_config,
-        check_keyed_config, circuit_breaker_presets, guard, rejection_message,
+        check_keyed_config, guard, rejection_message,
     };
     #[pymodule_export]
     use crate::health::{

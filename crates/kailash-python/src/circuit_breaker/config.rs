@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use kailash::circuit_breaker::{Config, Presets, State, WindowKind};
-use pyo3::exceptions::PyValueError;
+use kailash::circuit_breaker::{Config, State, WindowKind};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -86,17 +85,4 @@ pub(super) fn config_to_dict<'py>(
 #[pyfunction]
 pub(crate) fn check_circuit_breaker_config(settings: &Bound<'_, PyAny>) -> PyResult<()> {
     read_config(settings).map(drop)
-}
-
-/// The settings of the presets that come with the library, by name.
-#[pyfunction]
-pub(crate) fn circuit_breaker_presets(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let presets = Presets::new();
-    let dict = PyDict::new(py);
-    for name in presets.names() {
-        let config = presets.resolve(name);
-        let config = config.map_err(|error| PyValueError::new_err(error.to_string()))?;
-        dict.set_item(name, config_to_dict(py, &config)?)?;
-    }
-    Ok(dict)
 }

@@ -161,10 +161,11 @@ class CircuitBreakerConfig:
 
 
 _FIELDS = tuple(each.name for each in fields(CircuitBreakerConfig))
-_PRESETS = {
-    name: CircuitBreakerConfig(**settings)
-    for name, settings in _native.circuit_breaker_presets().items()
-}
+# Those that Python judges by, and Rust does not know.
+_JUDGES = ("excluded_exceptions", "is_failure", "retry_after")
+
+# The preset that all others build on.
+_ROOT = "default"
 
 
 @dataclass(frozen=True)
@@ -934,9 +935,6 @@ class KeyedCircuitBreakers:
         )
 
 
-_JUDGES = ("excluded_exceptions", "is_failure", "retry_after")
-
-
 class _KeyedCircuitBreaker(CircuitBreaker):
     """The breaker of one key. What counts as a failure is the group's to say."""
 
@@ -982,18 +980,21 @@ class CircuitBreakerManager:
         self._breakers: dict[str, CircuitBreaker] = {}
         self._groups: dict[str, KeyedCircuitBreakers] = {}
         self._callbacks: list[Listener] = []
-        self._default = CircuitBreakerConfig()
+        # What was defined: the base that was said, and what Python judges by.
+        self._presets: dict[str, tuple[str | None, dict[str, Any]]] = {}
 
     def get_or_create(
         self, name: str, config: CircuitBreakerConfig | None = None
     ) -> CircuitBreaker:
         """The breaker of this name, made with `config` if there is none yet.
 
+        Without `config` it takes the settings that `define` gave its name, else the preset `default`.
+
         Raises ValueError if it exists with other settings.
         """
         known = self.get_circuit_breaker(name)
         if known is None:
-            wanted = _checked(config) or self._default
+            wanted = _checked(config) or self._settings_of(name)
             made = CircuitBreaker._over(self._native.get_or_create(name, wanted), wanted)
             # Of two threads that come here at once, the second takes what the first has made.
             known = self._breakers.setdefault(name, made)
@@ -1026,7 +1027,9 @@ class CircuitBreakerManager:
         known = self._groups.get(group)
         if known is not None and not said:
             return known
-        wanted = KeyedConfig(**{"breaker": self._default, **said})
+        if "breaker" not in said:
+            said["breaker"] = self._settings_of(group)
+        wanted = KeyedConfig(**said)
         if known is None:
             made = KeyedCircuitBreakers(self._native.keyed(group, wanted), group, wanted)
             # Of two threads that come here at once, the second takes what the first has made.
@@ -1053,18 +1056,16 @@ class CircuitBreakerManager:
         config: CircuitBreakerConfig | None = None,
         pattern: str | None = None,
     ) -> CircuitBreaker:
-        """Like `get_or_create`, with the settings of a pattern: database, api, cache or default."""
+        """Like `get_or_create`, with the settings of the preset that `pattern` names."""
         if config is None and pattern is not None:
-            if pattern not in _PRESETS:
-                raise ConfigError("pattern", pattern, " or ".join(_PRESETS))
-            config = _PRESETS[pattern]
+            config = self.preset(pattern)
         return self.get_or_create(name, config)
 
     def get_circuit_breaker(self, name: str) -> CircuitBreaker | None:
         """The breaker of this name, if there is one."""
         known = self._breakers.get(name)
         if known is None and (native := self._native.get(name)) is not None:
-            config = CircuitBreakerConfig(**native.config())
+            config = replace(self._settings_of(name), **native.config())
             known = self._breakers.setdefault(name, CircuitBreaker._over(native, config))
         return known
 
@@ -1125,8 +1126,48 @@ class CircuitBreakerManager:
         return Done()
 
     def set_default_config(self, config: CircuitBreakerConfig) -> None:
-        """Changes the settings of breakers that are made from now on without any."""
-        self._default = _checked(config) or CircuitBreakerConfig()
+        """Changes the settings of breakers that are made from now on without any.
+
+        They are the preset `default`, which all others build on.
+        """
+        config = _checked(config) or CircuitBreakerConfig()
+        self.define(_ROOT, **{name: getattr(config, name) for name in _FIELDS})
+
+    def define(self, name: str, *, base: str | None = None, **settings: Any) -> None:
+        """Defines a preset: the settings of the breaker of this name, if it is made without any, and
+        a base for other presets.
+
+        `settings` are fields of CircuitBreakerConfig; what they don't say is the base's. `base` names
+        another preset: `default` if not said, `database`, `api`, `cache`, or one that was defined.
+        These may be defined anew, a preset that names its own name as its base builds on the one that
+        came with the library. Breakers that exist keep their settings.
+
+        Raises ValueError when a base is unknown, bases go round in a circle, or a value is out of
+        range, here or in a preset that builds on this one; nothing has changed then.
+        """
+        said = CircuitBreakerConfig(**settings)
+        self._native.define(name, base, said, list(settings))
+        judges = {each: getattr(said, each) for each in _JUDGES if each in settings}
+        self._presets[name] = base, judges
+
+    def preset(self, name: str) -> CircuitBreakerConfig:
+        """The settings of a preset: one that was defined, or default, database, api or cache.
+
+        Raises ValueError, with the names there are, if there is none of this name.
+        """
+        settings = self._native.preset(name)
+        step: str | None = name
+        while step is not None:
+            base, judges = self._presets.get(step, (None, {}))
+            settings = {**judges, **settings}
+            # One that is its own base builds on the library's, which says nothing of judges.
+            above = _ROOT if base in (None, step) else base
+            step = None if step == _ROOT else above
+        return CircuitBreakerConfig(**settings)
+
+    def _settings_of(self, name: str) -> CircuitBreakerConfig:
+        """Those of a breaker of this name that is made without any."""
+        return self.preset(name if name in self._presets else _ROOT)
 
     def add_global_callback(self, callback: Listener) -> None:
         """Has `callback` told of each transition of every breaker, also of those made later.
