@@ -111,6 +111,7 @@ async def main() -> None:
     assert_type(breaker.state, CircuitState)
     get_circuit_breaker_manager().define("p", base="api", failure_threshold=1)
     assert_type(get_circuit_breaker_manager().preset("p"), CircuitBreakerConfig)
+    assert_type(hosts.durations.quantile(0.99), float)
     assert_type(hosts["a"], CircuitBreaker)
     assert_type(hosts.find("a"), CircuitBreaker | None)
     assert_type(await hosts["a"].call(fetch, "u"), bytes)

@@ -24,6 +24,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::config::{raise, seconds};
+use crate::histogram::HistogramSnapshot;
 use crate::runtime::{self, Carried, ManualClock, Task, deliver};
 use config::{config_to_dict, read_config};
 use judge::Judge;
@@ -90,6 +91,14 @@ impl CircuitBreakerManager {
     fn preset<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyDict>> {
         let config = self.0.preset(name);
         config_to_dict(py, &config.map_err(|error| raise_preset(py, &error))?)
+    }
+
+    fn record_durations(&self) {
+        self.0.record_durations();
+    }
+
+    fn stop_recording_durations(&self) {
+        self.0.stop_recording_durations();
     }
 
     /// The breaker of this name, if there is one.
@@ -285,6 +294,16 @@ impl CircuitBreaker {
         }
         dict.set_item("state_transitions", transitions)?;
         Ok(dict)
+    }
+
+    /// How long calls took since the last reset; None unless its manager records them.
+    fn durations(&self) -> Option<HistogramSnapshot> {
+        self.breaker.durations().map(HistogramSnapshot)
+    }
+
+    /// As `durations`, but no reset sets it back.
+    fn all_durations(&self) -> Option<HistogramSnapshot> {
+        self.breaker.all_durations().map(HistogramSnapshot)
     }
 
     fn record_success(&self) {

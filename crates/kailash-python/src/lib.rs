@@ -10,6 +10,7 @@ mod calling;
 mod circuit_breaker;
 mod config;
 mod health;
+mod histogram;
 mod runtime;
 mod threads;
 mod workflow;
@@ -36,6 +37,8 @@ mod _native {
         check_health_monitor_config, http_check, memory_check, python_check, redis_check,
         run_check, sql_check,
     };
+    #[pymodule_export]
+    use crate::histogram::HistogramSnapshot;
     #[pymodule_export]
     use crate::runtime::{Courier, ManualClock, after_fork_in_child, shut_down};
     #[pymodule_export]

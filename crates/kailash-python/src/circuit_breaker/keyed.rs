@@ -11,6 +11,7 @@ use super::config::read_config;
 use super::judge::Judge;
 use super::{CircuitBreaker, Durations};
 use crate::config::{self, Settings, raise};
+use crate::histogram::HistogramSnapshot;
 
 /// The breakers of one group.
 #[pyclass(frozen, module = "kailash._native")]
@@ -107,6 +108,16 @@ impl KeyedCircuitBreakers {
         dict.set_item("forgotten", seen.forgotten)?;
         dict.set_item("counts", counts(py, &seen.counts)?)?;
         Ok(dict)
+    }
+
+    /// How long the calls of all keys took since the last reset.
+    fn durations(&self) -> HistogramSnapshot {
+        HistogramSnapshot(self.keyed.durations())
+    }
+
+    /// As `durations`, but no reset sets it back.
+    fn all_durations(&self) -> HistogramSnapshot {
+        HistogramSnapshot(self.keyed.all_durations())
     }
 
     /// The group as metrics, by name.

@@ -24,6 +24,7 @@ from kailash._process import in_forked_child
 from kailash._callbacks import Callback, Done
 from kailash.core.resilience.clock import ManualClock
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
+from kailash.core.resilience.histogram import HistogramSnapshot
 from kailash.core.resilience.rejection import RejectionError
 
 __all__ = [
@@ -367,11 +368,27 @@ class CircuitBreaker:
         """How many calls failed."""
         return self.metrics.failed_calls
 
+    @property
+    def durations(self) -> HistogramSnapshot | None:
+        """How long calls took since the last reset.
+
+        None unless its manager was told to `record_durations` and a call has ended since then, and
+        for the breaker of a key: its group has those of all keys together.
+        """
+        return self._native.durations()
+
+    @property
+    def all_durations(self) -> HistogramSnapshot | None:
+        """As `durations`, but no reset sets it back: this is for metrics."""
+        return self._native.all_durations()
+
     def get_status(self) -> dict[str, Any]:
         """Everything about the breaker now, ready for JSON.
 
         `cause` is why it opened last, `openings` how often it did, `would_open` why it would have
         opened in METRICS_ONLY, and `ramp_share` which share of the calls passes during a ramp.
+        `durations` has count, sum, mean, p50, p90, p99 and cumulative buckets, each an upper bound and
+        how many calls took no longer, or is None: see the property.
         """
         counted = self._native.snapshot()
         settings = self.config
@@ -389,6 +406,7 @@ class CircuitBreaker:
             "would_open": counted["would_open"],
             "ramp_share": counted["ramp_share"],
             "metrics": {name: counted[name] for name in _METRICS},
+            "durations": _for_json(self.durations),
             "config": config,
             "time_until_recovery": counted["retry_after"],
             "state_transitions": counted["state_transitions"],
@@ -721,6 +739,18 @@ class CircuitBreaker:
 ConnectionCircuitBreaker = CircuitBreaker
 
 
+def _for_json(seen: HistogramSnapshot | None) -> dict[str, Any] | None:
+    return seen and {
+        "count": seen.count,
+        "sum": seen.sum,
+        "mean": seen.mean,
+        "p50": seen.quantile(0.5),
+        "p90": seen.quantile(0.9),
+        "p99": seen.quantile(0.99),
+        "buckets": [list(bucket) for bucket in seen.cumulative()],
+    }
+
+
 def _teller(breaker: CircuitBreaker) -> Callable[[str, str], None]:
     """Tells the breaker's listeners as long as somebody else keeps it alive."""
     alive = ref(breaker)
@@ -916,6 +946,17 @@ class KeyedCircuitBreakers:
         seen = self._native.snapshot()
         seen["counts"] = CircuitBreakerCounts(**seen["counts"])
         return KeyedSnapshot(**seen)
+
+    @property
+    def durations(self) -> HistogramSnapshot:
+        """How long the calls of all keys together took since the last `reset_all()`: empty unless
+        the manager was told to `record_durations`."""
+        return self._native.durations()
+
+    @property
+    def all_durations(self) -> HistogramSnapshot:
+        """As `durations`, but no reset sets it back: this is for metrics."""
+        return self._native.all_durations()
 
     def series(self) -> KeyedSeries:
         """The group as metrics: as many keys as `series` says at most, and one for all others."""
@@ -1168,6 +1209,15 @@ class CircuitBreakerManager:
     def _settings_of(self, name: str) -> CircuitBreakerConfig:
         """Those of a breaker of this name that is made without any."""
         return self.preset(name if name in self._presets else _ROOT)
+
+    def record_durations(self) -> None:
+        """Records from now on how long calls take: 2 KiB for each breaker by name and for each group
+        of keys. Every call is timed then."""
+        self._native.record_durations()
+
+    def stop_recording_durations(self) -> None:
+        """Ends `record_durations`, and keeps what was recorded."""
+        self._native.stop_recording_durations()
 
     def add_global_callback(self, callback: Listener) -> None:
         """Has `callback` told of each transition of every breaker, also of those made later.
