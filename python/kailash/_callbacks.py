@@ -8,14 +8,15 @@ import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 from weakref import WeakSet
 
 from kailash._loops import library_loop
 from kailash._process import at_exit, in_forked_child
+from kailash._threads import Threads
 
-__all__ = ["Callback", "Done"]
+__all__ = ["BatchCallback", "Callback", "Done"]
 
 _logger = logging.getLogger("kailash")
 
@@ -23,6 +24,9 @@ _MOST_PENDING = 1_000
 _PATIENCE = 1.0
 
 _every: WeakSet[Callback] = WeakSet()
+
+# Whether the interpreter is ending: the loops and threads that would tell are going away.
+_is_ending = False
 
 
 class Done:
@@ -66,6 +70,8 @@ class Callback:
         self._thread: threading.Thread | None = None
 
     def __call__(self, *news: Any) -> None:
+        if _is_ending:
+            return
         if self._is_async:
             self._tell_loop(news)
         else:
@@ -80,7 +86,10 @@ class Callback:
             except RuntimeError:
                 pass  # it ended meanwhile
         loop = library_loop()
-        loop.call_soon_threadsafe(self._begin, loop, news)
+        try:
+            loop.call_soon_threadsafe(self._begin, loop, news)
+        except RuntimeError:
+            pass  # the interpreter is ending
 
     def _begin(self, loop: asyncio.AbstractEventLoop, news: tuple[Any, ...]) -> None:
         task = loop.create_task(self._call_async(news), context=self._context.copy())
@@ -119,10 +128,13 @@ class Callback:
                     self._thread = None
                     return
                 news = self._pending.popleft()
-            try:
-                self._context.run(self._function, *news)
-            except BaseException:
-                _logger.exception("%s %r failed", self._what, self._function)
+            self._call(news)
+
+    def _call(self, news: tuple[Any, ...]) -> None:
+        try:
+            self._context.run(self._function, *news)
+        except BaseException:
+            _logger.exception("%s %r failed", self._what, self._function)
 
     def join(self, timeout: float) -> None:
         """Waits until what was told so far has been worked off."""
@@ -133,6 +145,47 @@ class Callback:
             thread.join(timeout)
 
 
+class BatchCallback(Callback):
+    """As Callback, for news that comes often: a batch and what to call once all of it was told.
+
+    Its teller waits for that before the next batch, so that nothing piles up here, and a plain
+    function keeps its thread for a while.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        super().__init__(function, what)
+        self._threads = Threads(f"kailash-{what.replace(' ', '-')}", 1)
+
+    def __call__(self, batch: Iterable[Any], done: Callable[[], object]) -> None:
+        super().__call__(batch, done)
+
+    def _tell_thread(self, news: tuple[Any, ...]) -> None:
+        batch, done = news
+
+        def job() -> None:
+            for each in batch:
+                self._call((each,))
+            done()
+
+        try:
+            self._threads.submit(job)
+        except RuntimeError as error:
+            # The interpreter is ending, or the system grants no more threads.
+            _logger.error("%s %r was not told: %s", self._what, self._function, error)
+
+    async def _call_async(self, news: tuple[Any, ...]) -> None:
+        batch, done = news
+        try:
+            for each in batch:
+                await super()._call_async((each,))
+        finally:
+            done()
+
+    def close(self) -> None:
+        """Lets its thread end once it has told what it has."""
+        self._threads.close()
+
+
 @in_forked_child
 def _forget_threads() -> None:
     for callback in tuple(_every):
@@ -141,5 +194,7 @@ def _forget_threads() -> None:
 
 @at_exit
 def _finish() -> None:
+    global _is_ending
+    _is_ending = True
     for callback in tuple(_every):
         callback.join(_PATIENCE)

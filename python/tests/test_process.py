@@ -391,6 +391,63 @@ def test_a_forked_child_tells_its_own_listeners() -> None:
     )
 
 
+def test_a_forked_child_tells_its_own_subscribers() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    manager = CircuitBreakerManager()
+    guard, hosts, heard = manager.get_or_create("b"), manager.keyed("host"), []
+    guard.subscribe(heard.append)
+    manager.subscribe(heard.append)
+
+    def told(count):
+        end = time.monotonic() + 10
+        while len(heard) < count:
+            assert time.monotonic() < end, heard
+            time.sleep(0.001)
+        assert len(heard) == count
+
+    guard.call(int)
+    told(2)
+
+    def child():
+        guard.call(int)
+        hosts["a"].call(int)
+        told(5)
+
+    in_child(child)
+    guard.call(int)
+    told(4)
+    """
+    )
+
+
+def test_the_interpreter_ends_while_subscribers_are_told() -> None:
+    check(
+        """
+        import asyncio, threading, time
+        from kailash.core.resilience.circuit_breaker import *
+        guard, begun = CircuitBreaker(), []
+        def slow(event):
+            begun.append(1)
+            time.sleep(0.01)
+        async def slow_too(event):
+            begun.append(1)
+            await asyncio.sleep(0.01)
+        guard.subscribe(slow)
+        guard.subscribe(slow_too)
+        guard.subscribe(lambda event: None)
+        def calls():
+            while True:
+                guard.call(int)
+        threading.Thread(target=calls, daemon=True).start()
+        while len(begun) < 4:
+            time.sleep(0.001)
+        """
+    )
+
+
 def test_ctrl_c_ends_a_threads_wait_in_a_queue() -> None:
     check(
         """

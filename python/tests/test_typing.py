@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import ParamSpec, TypeVar, assert_type
 from kailash.core.resilience.bulkhead import execute_with_bulkhead
 from kailash.core.resilience.circuit_breaker import (
-    CircuitBreaker, CircuitBreakerConfig, CircuitState, KeyedSnapshot, get_circuit_breaker,
-    get_circuit_breaker_manager,
+    CircuitBreaker, CircuitBreakerConfig, CircuitBreakerEvent, CircuitState, KeyedSnapshot,
+    get_circuit_breaker, get_circuit_breaker_manager,
 )
 
 breaker = get_circuit_breaker("b", failure_threshold=2)
@@ -47,6 +47,9 @@ def echo(n: int) -> Generator[int, str, bytes]:
 @breaker
 async def stream(n: int) -> AsyncGenerator[int, str]:
     yield n
+
+async def told(event: CircuitBreakerEvent) -> None:
+    assert_type(event.ran, float | None)
 
 @hosts["example.org"]
 async def page(path: str) -> str:
@@ -112,6 +115,8 @@ async def main() -> None:
     get_circuit_breaker_manager().define("p", base="api", failure_threshold=1)
     assert_type(get_circuit_breaker_manager().preset("p"), CircuitBreakerConfig)
     assert_type(hosts.durations.quantile(0.99), float)
+    breaker.subscribe(told)
+    get_circuit_breaker_manager().subscribe(print)
     assert_type(hosts["a"], CircuitBreaker)
     assert_type(hosts.find("a"), CircuitBreaker | None)
     assert_type(await hosts["a"].call(fetch, "u"), bytes)
@@ -176,6 +181,7 @@ Client.make("x")
 twice(1, b=2)
 breaker.ready_sync("soon")
 hosts[5]
+breaker.subscribe(lambda: None)
 '''
 
 
@@ -206,7 +212,7 @@ def test_decorated_functions_keep_their_signatures(checker: object, tmp_path: Pa
     assert code == 0, output
     code, output = checker(wrong)
     assert code != 0
-    for line in range(len(WRONG.splitlines()) - 10, len(WRONG.splitlines()) + 1):
+    for line in range(len(WRONG.splitlines()) - 11, len(WRONG.splitlines()) + 1):
         assert f"wrong.py:{line}:" in output, f"line {line} is wrong, and nothing says so:\n{output}"
 
 

@@ -1,6 +1,7 @@
 //! Circuit breakers for Python: they admit a call before it starts and judge how it ended.
 
 mod config;
+mod event;
 mod guarded;
 mod judge;
 mod keyed;
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 use chrono::Utc;
 use kailash::circuit_breaker::{
-    Cause, CircuitBreaker as Breaker, CreateError, EventKind, Manager, Outcome, OwnedPermit,
-    Permit, Rejected, State,
+    Cause, CircuitBreaker as Breaker, CreateError, Manager, Outcome, OwnedPermit, Permit, Rejected,
+    State,
 };
 use kailash_core::time::nanos;
 use pyo3::exceptions::PyValueError;
@@ -25,7 +26,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::config::{raise, seconds};
 use crate::histogram::HistogramSnapshot;
-use crate::runtime::{self, Carried, ManualClock, Task, deliver};
+use crate::runtime::{self, ManualClock};
 use config::{config_to_dict, read_config};
 use judge::Judge;
 use keyed::read_keyed_config;
@@ -33,6 +34,7 @@ use preset::{raise_preset, read_overrides};
 use ready::Until;
 
 pub(crate) use config::check_circuit_breaker_config;
+pub(crate) use event::CircuitBreakerSubscription;
 pub(crate) use guarded::{add_types, guard};
 pub(crate) use keyed::{KeyedCircuitBreakers, check_keyed_config};
 pub(crate) use ready::CircuitBreakerWaiting;
@@ -93,6 +95,11 @@ impl CircuitBreakerManager {
         config_to_dict(py, &config.map_err(|error| raise_preset(py, &error))?)
     }
 
+    /// As `CircuitBreaker.subscribe`, to all breakers, those of keys too.
+    fn subscribe(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+        event::subscribe(self.0.subscribe(), callback)
+    }
+
     fn record_durations(&self) {
         self.0.record_durations();
     }
@@ -125,12 +132,6 @@ impl CircuitBreakerManager {
             breaker.abandon_probes();
         }
     }
-}
-
-/// What tells of a breaker's transitions, until it is let go.
-#[pyclass(frozen, module = "kailash._native")]
-pub(crate) struct CircuitBreakerSubscription {
-    _task: Task,
 }
 
 fn raise_uncreated(py: Python<'_>, error: &CreateError) -> PyErr {
@@ -349,23 +350,13 @@ impl CircuitBreaker {
     /// Has `callback(from, to)` called on the courier's thread at each transition, as long as what
     /// this answers is kept; it must be quick.
     fn listen(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
-        let mut events = self.breaker.subscribe_transitions();
-        let callback = Carried::new(callback);
-        let task = Task::spawn(async move {
-            let callback = Arc::new(callback);
-            loop {
-                if let EventKind::Transition(transition) = events.recv().await.kind {
-                    let callback = Arc::clone(&callback);
-                    deliver(move |py| {
-                        let (from, to) = (transition.from.as_str(), transition.to.as_str());
-                        if let Err(error) = callback.get().call1(py, (from, to)) {
-                            error.write_unraisable(py, None);
-                        }
-                    });
-                }
-            }
-        });
-        CircuitBreakerSubscription { _task: task }
+        event::listen(self.breaker.subscribe_transitions(), callback)
+    }
+
+    /// Has `callback(events, done)` called on the courier's thread with all that happens, as long as
+    /// what this answers is kept. There is more once `done` was called.
+    fn subscribe(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+        event::subscribe(self.breaker.subscribe(), callback)
     }
 
     /// A wait on this loop until the breaker may admit a call, for so many seconds at most; None

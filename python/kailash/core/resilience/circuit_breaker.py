@@ -10,6 +10,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
+    Iterator,
     Sequence,
 )
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from weakref import WeakSet, ref
 
 from kailash import _native
 from kailash._process import in_forked_child
-from kailash._callbacks import Callback, Done
+from kailash._callbacks import BatchCallback, Callback, Done
 from kailash.core.resilience.clock import ManualClock
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
 from kailash.core.resilience.histogram import HistogramSnapshot
@@ -32,6 +33,7 @@ __all__ = [
     "CircuitBreakerConfig",
     "CircuitBreakerCounts",
     "CircuitBreakerError",
+    "CircuitBreakerEvent",
     "CircuitBreakerManager",
     "CircuitBreakerMetrics",
     "CircuitState",
@@ -274,6 +276,32 @@ class KeyedSeries:
     listed: list[KeyCounts]
     other: CircuitBreakerCounts
 
+
+@dataclass(frozen=True)
+class CircuitBreakerEvent:
+    """Something that happened to a circuit breaker; durations in seconds.
+
+    A "transition" is one from `old_state` to `new_state`, with its `cause`, whether it was `forced`,
+    and the `wait` of an opening. A call was "rejected", or has "ended": with this `outcome`, after it
+    `ran` so long (None where calls are not timed), and `is_slow` if that is as long as
+    `slow_call_threshold`; `retry_after` is what a failure asked for. A listener that is too slow is
+    told how many events are "lost" to it; `breaker` is empty where they may have been any breaker's.
+    """
+
+    breaker: str
+    kind: Literal["transition", "rejected", "ended", "lost"]
+    old_state: CircuitState | None = None
+    new_state: CircuitState | None = None
+    cause: str | None = None
+    forced: bool = False
+    wait: float | None = None
+    outcome: Literal["success", "failure", "ignored", "cancelled"] | None = None
+    ran: float | None = None
+    is_slow: bool = False
+    retry_after: float | None = None
+    lost: int = 0
+
+
 # The blocks of `with breaker:` that the current task or thread is inside, the innermost first.
 _Block = tuple["CircuitBreaker", _native.CircuitBreakerPermit, Any]
 _blocks: ContextVar[_Block | None] = ContextVar("kailash_circuit_breaker_blocks", default=None)
@@ -281,6 +309,9 @@ _blocks: ContextVar[_Block | None] = ContextVar("kailash_circuit_breaker_blocks"
 _every: WeakSet[CircuitBreaker] = WeakSet()
 
 Listener = Callable[[CircuitState, CircuitState, CircuitBreakerMetrics], object]
+
+
+EventListener = Callable[[CircuitBreakerEvent], object]
 
 
 class _Audience:
@@ -291,6 +322,75 @@ class _Audience:
         # Popped by whoever adds the first listener.
         self.unheard = [True]
         self.subscription: _native.CircuitBreakerSubscription | None = None
+
+
+class _Subscribers:
+    """Who is told of all that happens, each by a subscription of its own, so that none harms others."""
+
+    def __init__(self) -> None:
+        self._known: list[_Subscriber] = []
+
+    def add(self, source: _Source, listener: EventListener) -> None:
+        subscriber = _Subscriber(listener)
+        subscriber.begin(source)
+        self._known.append(subscriber)
+
+    def remove(self, listener: EventListener) -> None:
+        for index, subscriber in enumerate(self._known):
+            if subscriber.listener == listener:
+                del self._known[index]
+                subscriber.end()
+                return
+
+    def begin_anew(self, source: _Source) -> None:
+        """In a forked child: what carried the news to them was a thread of the parent's."""
+        for subscriber in self._known:
+            subscriber.begin(source)
+
+
+_Source = _native.CircuitBreaker | _native.CircuitBreakerManager
+
+
+class _Subscriber:
+    def __init__(self, listener: EventListener) -> None:
+        self.listener = listener
+        self._tell = BatchCallback(listener, "circuit breaker subscriber")
+        self._subscription: _native.CircuitBreakerSubscription | None = None
+        self._is_over = False
+
+    def begin(self, source: _Source) -> None:
+        self._subscription = source.subscribe(_batch_teller(self))
+
+    def end(self) -> None:
+        self._is_over = True
+        self._subscription = None
+        self._tell.close()
+
+    def tell(self, events: list[dict[str, Any]], done: Callable[[], None]) -> None:
+        self._tell(self._read(events), done)
+
+    def _read(self, events: list[dict[str, Any]]) -> Iterator[CircuitBreakerEvent]:
+        for event in events:
+            if self._is_over:
+                return
+            for state in ("old_state", "new_state"):
+                if state in event:
+                    event[state] = _STATES[event[state]]
+            yield CircuitBreakerEvent(**event)
+
+
+def _batch_teller(
+    subscriber: _Subscriber,
+) -> Callable[[list[dict[str, Any]], Callable[[], None]], None]:
+    """Tells a subscriber as long as somebody else keeps it alive."""
+    alive = ref(subscriber)
+
+    def tell(events: list[dict[str, Any]], done: Callable[[], None]) -> None:
+        subscriber = alive()
+        if subscriber is not None:
+            subscriber.tell(events, done)
+
+    return tell
 
 
 class CircuitBreaker:
@@ -304,6 +404,7 @@ class CircuitBreaker:
 
     # Made when they are first needed: a breaker of a key may live for one call.
     _audience: _Audience | None = None
+    _subscribers: _Subscribers | None = None
     # The permits of all blocks that run, the newest last.
     _entered: dict[_native.CircuitBreakerPermit, None] | None = None
 
@@ -449,6 +550,26 @@ class CircuitBreaker:
         except IndexError:
             return
         audience.subscription = self._native.listen(_teller(self))
+
+    def subscribe(self, listener: EventListener) -> None:
+        """Has `listener(event)` told of all that happens from now on, calls too: see
+        CircuitBreakerEvent.
+
+        A plain function runs on a thread of its own, an async one on the loop that runs now, or on
+        the library's when none does. What it raises is logged. It can neither delay nor break a call:
+        one that falls more than about a thousand events behind loses the oldest, and is told how
+        many. It is told as long as somebody keeps the breaker.
+        """
+        subscribers = self._subscribers
+        if subscribers is None:
+            subscribers = self.__dict__.setdefault("_subscribers", _Subscribers())
+        subscribers.add(self._native, listener)
+        _every.add(self)
+
+    def unsubscribe(self, listener: EventListener) -> None:
+        """Ends what `subscribe` began; unknown listeners are ignored."""
+        if self._subscribers is not None:
+            self._subscribers.remove(listener)
 
     # -------------------------------------------------------------- to steer it
 
@@ -1013,6 +1134,9 @@ def _said(
     return {name: value for name, value in said.items() if value is not None}
 
 
+_managers: WeakSet[CircuitBreakerManager] = WeakSet()
+
+
 class CircuitBreakerManager:
     """Circuit breakers by name: the same name gives the same breaker. `clock` is for tests."""
 
@@ -1021,8 +1145,10 @@ class CircuitBreakerManager:
         self._breakers: dict[str, CircuitBreaker] = {}
         self._groups: dict[str, KeyedCircuitBreakers] = {}
         self._callbacks: list[Listener] = []
+        self._subscribers = _Subscribers()
         # What was defined: the base that was said, and what Python judges by.
         self._presets: dict[str, tuple[str | None, dict[str, Any]]] = {}
+        _managers.add(self)
 
     def get_or_create(
         self, name: str, config: CircuitBreakerConfig | None = None
@@ -1210,6 +1336,17 @@ class CircuitBreakerManager:
         """Those of a breaker of this name that is made without any."""
         return self.preset(name if name in self._presets else _ROOT)
 
+    def subscribe(self, listener: EventListener) -> None:
+        """As `CircuitBreaker.subscribe`, to all breakers, those of keys and those to come too.
+
+        It is told as long as somebody keeps the manager.
+        """
+        self._subscribers.add(self._native, listener)
+
+    def unsubscribe(self, listener: EventListener) -> None:
+        """Ends what `subscribe` began; unknown listeners are ignored."""
+        self._subscribers.remove(listener)
+
     def record_durations(self) -> None:
         """Records from now on how long calls take: 2 KiB for each breaker by name and for each group
         of keys. Every call is timed then."""
@@ -1278,5 +1415,9 @@ def _forget_calls_in_flight() -> None:
         if audience is not None and not audience.unheard:
             # What carried the news to them was a thread of the parent's.
             audience.subscription = breaker._native.listen(_teller(breaker))
+        if breaker._subscribers is not None:
+            breaker._subscribers.begin_anew(breaker._native)
+    for manager in tuple(_managers):
+        manager._subscribers.begin_anew(manager._native)
     for group in tuple(_every_group):
         group._native.forget_calls_in_flight()
