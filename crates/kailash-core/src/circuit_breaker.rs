@@ -391,17 +391,13 @@ impl Machine {
             let tally = failed.then(|| window.fail_slow(word.generation, self.extent(now)));
             self.judge(bits, failed, tally.flatten())
         };
-        match verdict {
-            Verdict::Trip(trip) => Verdict::Trip(Trip {
+        match (verdict, word.phase) {
+            (Verdict::Trip(trip), _) => Verdict::Trip(Trip {
                 wait: outcome.retry_after(),
                 ..trip
             }),
-            verdict => match word.phase {
-                Phase::Ramp { stage } if verdict == Verdict::Unchanged => {
-                    self.climb(bits, word, stage, now)
-                }
-                _ => verdict,
-            },
+            (_, Phase::Ramp { stage }) => self.climb(bits, word, stage, now),
+            (verdict, _) => verdict,
         }
     }
 
