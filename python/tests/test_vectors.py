@@ -365,9 +365,6 @@ class Loop:
     def __init__(self) -> None:
         self.due: list[Callable[[], Any]] = []
 
-    def create_future(self) -> Future[None]:
-        return Future()
-
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> None:
         self.due.append(lambda: callback(*args))
 
@@ -381,22 +378,20 @@ class Calls:
         self.config = PartitionConfig(**self.settings)
         self.partition = _native.BulkheadPartition(self.config, self.clock)
         self.running: dict[str, _native.BulkheadPermit] = {}
-        self.waiting: dict[str, tuple[_native.BulkheadWaiting, float]] = {}
+        self.waiting: dict[str, tuple[_native.BulkheadWaiting, Future[None], float]] = {}
         self.news: dict[str, str] = {}
 
     def look(self, call: str) -> None:
-        if call not in self.waiting:
+        if call not in self.waiting or not self.waiting[call][1].done():
             return
+        self.take(call)
+
+    def take(self, call: str) -> None:
         try:
-            permit = self.waiting[call][0].poll(self.partition)
+            self.running[call] = self.waiting.pop(call)[0].take()
+            self.news[call] = "started"
         except BulkheadFullError as full:
             self.news[call] = full.reason
-        else:
-            if permit is None:
-                return
-            self.running[call] = permit
-            self.news[call] = "started"
-        del self.waiting[call]
 
     def settle(self) -> None:
         while self.loop.due:
@@ -407,12 +402,9 @@ class Calls:
         at = step.get("at", self.now)
         self.clock.advance(at - self.now)
         self.now = at
-        for call, (waiting, deadline) in list(self.waiting.items()):
+        for call, (_, _, deadline) in list(self.waiting.items()):
             if deadline <= self.now:
-                full = waiting.expire()
-                assert isinstance(full, BulkheadFullError)
-                self.news[call] = full.reason
-                del self.waiting[call]
+                self.take(call)
         self.settle()
         self.do(step["do"], step.get("call", ""), step)
         self.settle()
@@ -429,12 +421,14 @@ class Calls:
             limit = timeout if timeout is not None else self.config.timeout
             assert limit is not None
             try:
-                waiting = self.partition.enqueue(step.get("priority"), timeout, self.loop)
+                waiting = self.partition.enqueue(step.get("priority"), timeout)
             except BulkheadFullError as full:
                 self.news[call] = full.reason
                 return
-            waiting.future.add_done_callback(lambda _: self.look(call))
-            self.waiting[call] = waiting, self.now + limit
+            future = Future[None]()
+            waiting.tell(self.loop, future, None)
+            future.add_done_callback(lambda _: self.look(call))
+            self.waiting[call] = waiting, future, self.now + limit
             self.look(call)
             self.news.setdefault(call, "waiting")
         elif what == "release":

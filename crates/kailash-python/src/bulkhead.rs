@@ -7,17 +7,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use kailash::bulkhead::{
     Admission, Full, Manager, OwnedPermit, Partition, PartitionConfig, PartitionType, Permit,
-    Priority,
+    Priority, Waiting,
 };
 use kailash_core::config::ConfigError;
 use kailash_core::time::nanos;
 use pyo3::exceptions::{PyTimeoutError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-use crate::calling;
 use crate::config::{self, Settings};
 use crate::runtime::{self, ManualClock, attached, promise};
 
@@ -25,8 +23,12 @@ pub(crate) use call::BulkheadCall;
 pub(crate) use waiting::BulkheadWaiting;
 
 mod call;
+mod deadline;
 mod event;
 mod waiting;
+
+/// The module that this one is the native half of.
+const PYTHON: &str = "kailash.core.resilience.bulkhead";
 
 /// Partitions by name.
 #[pyclass(frozen, module = "kailash._native")]
@@ -156,6 +158,16 @@ impl Counts {
 pub(crate) struct BulkheadPartition {
     inner: ArcSwap<Partition>,
     counts: Arc<Counts>,
+    refusal: Mutex<Option<Refusal>>,
+}
+
+/// The newest refusal, and the arguments of its exception.
+///
+/// A full partition refuses call after call alike, and what says so is most of what a refusal is
+/// made of.
+struct Refusal {
+    full: Full,
+    arguments: Py<PyTuple>,
 }
 
 impl BulkheadPartition {
@@ -163,6 +175,7 @@ impl BulkheadPartition {
         Self {
             inner: ArcSwap::from_pointee(partition),
             counts: Arc::default(),
+            refusal: Mutex::default(),
         }
     }
 
@@ -177,17 +190,46 @@ impl BulkheadPartition {
     }
 
     fn permit(&self, permit: OwnedPermit) -> BulkheadPermit {
-        BulkheadPermit {
-            permit: Mutex::new(Some(permit.timed())),
-            counts: Arc::clone(&self.counts),
-            generation: runtime::generation(),
-        }
+        BulkheadPermit::new(Slot::new(permit), &self.counts)
     }
 
-    fn take_free(&self) -> Option<BulkheadPermit> {
+    fn take_free(&self) -> Option<Slot> {
         let inner = self.inner.load();
         let taken = inner.take_free().map(Permit::into_owned);
-        taken.map(|permit| self.permit(permit))
+        taken.map(Slot::new)
+    }
+
+    fn queue(
+        &self,
+        py: Python<'_>,
+        priority: Option<u8>,
+        timeout: Option<f64>,
+    ) -> PyResult<Waiting> {
+        let admission = Self::admission(priority, timeout);
+        let admission = admission.map_err(|error| config::raise(py, &error, None))?;
+        let waiting = attached(py, || self.inner.load().enqueue(admission));
+        waiting.map_err(|full| self.refuse(py, full))
+    }
+
+    fn refuse(&self, py: Python<'_>, full: Full) -> PyErr {
+        let known = lock(&self.refusal)
+            .as_ref()
+            .filter(|newest| newest.full == full)
+            .map(|newest| newest.arguments.clone_ref(py));
+        let made = known.map_or_else(
+            || {
+                let arguments = full_arguments(py, &full)?;
+                let newest = Refusal {
+                    full,
+                    arguments: arguments.clone().unbind(),
+                };
+                let before = lock(&self.refusal).replace(newest);
+                drop(before);
+                Ok(arguments)
+            },
+            |known| Ok(known.into_bound(py)),
+        );
+        raise_with(py, made)
     }
 
     fn admission(priority: Option<u8>, timeout: Option<f64>) -> Result<Admission, ConfigError> {
@@ -236,7 +278,8 @@ impl BulkheadPartition {
 
     /// Takes a free slot, if there is one and nobody waits for it.
     fn take(&self) -> Option<BulkheadPermit> {
-        self.take_free()
+        let slot = self.take_free()?;
+        Some(BulkheadPermit::new(slot, &self.counts))
     }
 
     /// Takes a free slot, or says why there is none.
@@ -244,29 +287,18 @@ impl BulkheadPartition {
         let taken = self.inner.load().try_acquire_owned();
         taken
             .map(|permit| self.permit(permit))
-            .map_err(|full| raise_full(py, &full))
+            .map_err(|full| self.refuse(py, full))
     }
 
-    /// Takes a slot or a place in the queue, whose future belongs to this loop.
+    /// Takes a slot or a place in the queue.
     fn enqueue(
         &self,
         py: Python<'_>,
         priority: Option<u8>,
         timeout: Option<f64>,
-        event_loop: &Bound<'_, PyAny>,
     ) -> PyResult<BulkheadWaiting> {
-        let admission = Self::admission(priority, timeout);
-        let admission = admission.map_err(|error| config::raise(py, &error, None))?;
-        let waiting = attached(py, || self.inner.load().enqueue(admission));
-        let waiting = waiting.map_err(|full| raise_full(py, &full))?;
-        let future = calling::call_method(event_loop, intern!(py, "create_future"), [])?;
-        let event_loop = event_loop.clone().unbind();
-        Ok(BulkheadWaiting::new(
-            py,
-            waiting,
-            event_loop,
-            future.unbind(),
-        ))
+        let waiting = self.queue(py, priority, timeout)?;
+        Ok(BulkheadWaiting::new(waiting, Arc::clone(&self.counts)))
     }
 
     /// Takes a slot, for which this thread waits.
@@ -276,27 +308,38 @@ impl BulkheadPartition {
         priority: Option<u8>,
         timeout: Option<f64>,
     ) -> PyResult<BulkheadPermit> {
-        let admission = Self::admission(priority, timeout);
-        let admission = admission.map_err(|error| config::raise(py, &error, None))?;
-        let waiting = attached(py, || self.inner.load().enqueue(admission));
-        let waiting = waiting.map_err(|full| raise_full(py, &full))?;
+        let waiting = self.queue(py, priority, timeout)?;
         waiting::wait(py, waiting).map(|permit| self.permit(permit))
     }
 
-    /// Takes a free slot, calls an async function in it and makes its first step. Answers its result
-    /// if it ended by that, else a BulkheadCall: one without a permit if no slot was free.
+    /// Takes a free slot, calls an async function in it, with `owner` as the current partition, and
+    /// makes its first step. Answers its result if it ended by that, else a BulkheadCall; a
+    /// BulkheadWaiting if no slot was free, and a call without a permit if the function is not async.
     fn begin<'py>(
         &self,
+        owner: &Bound<'py, PyAny>,
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: &Bound<'py, PyDict>,
-        outer: &Bound<'py, PyAny>,
+        priority: Option<Bound<'py, PyAny>>,
+        timeout: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let py = function.py();
-        match self.take_free() {
-            Some(permit) => call::begin(permit, function, args, kwargs, outer),
-            None => Ok(Bound::new(py, BulkheadCall::not_begun(py))?.into_any()),
+        let py = owner.py();
+        if priority.is_some() || timeout.is_some() {
+            static CHECK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+            let check = CHECK.import(py, PYTHON, "_check_admission")?;
+            check.call1((&priority, &timeout))?;
         }
+        if !call::is_async(function)? {
+            return Bound::new(py, BulkheadCall::not_begun(py)).map(Bound::into_any);
+        }
+        if let Some(slot) = self.take_free() {
+            return call::begin(slot, &self.counts, owner, function, args, kwargs);
+        }
+        let priority = priority.map(|priority| priority.extract()).transpose()?;
+        let timeout = timeout.map(|timeout| timeout.extract()).transpose()?;
+        let waiting = self.enqueue(py, priority, timeout)?;
+        Bound::new(py, waiting).map(Bound::into_any)
     }
 
     /// Has `callback(events)` called on the courier's thread until the partition is gone.
@@ -378,79 +421,90 @@ impl BulkheadPartition {
     }
 }
 
-/// A slot; collected by Python, it is given back.
-#[pyclass(frozen, module = "kailash._native")]
-pub(crate) struct BulkheadPermit {
-    permit: Mutex<Option<OwnedPermit>>,
-    counts: Arc<Counts>,
+/// A slot of the process that took it; dropped, it is given back.
+struct Slot {
+    // `None` once it was given back.
+    permit: Option<OwnedPermit>,
     generation: u64,
 }
 
-impl BulkheadPermit {
-    /// Gives the slot back; how long it was held. None if it is not held any more.
-    fn give_back(&self, py: Python<'_>) -> Option<Option<Duration>> {
-        let permit = lock(&self.permit).take()?;
+impl Slot {
+    fn new(permit: OwnedPermit) -> Self {
+        Self {
+            permit: Some(permit.timed()),
+            generation: runtime::generation(),
+        }
+    }
+
+    fn own(&mut self) -> Option<OwnedPermit> {
+        let permit = self.permit.take()?;
         if self.generation != runtime::generation() {
             // Taken before a fork: the slot is the parent's.
             std::mem::forget(permit);
             return None;
         }
+        Some(permit)
+    }
+
+    /// Gives it back; how long it was held. None if it is the parent's.
+    fn give_back(mut self, py: Python<'_>) -> Option<Option<Duration>> {
+        let permit = self.own()?;
         Some(attached(py, || permit.end()))
     }
 
-    /// Gives the slot back, and counts the call by how it ended.
-    fn end(&self, py: Python<'_>, succeeded: bool) {
+    /// Gives it back, and counts the call by how it ended.
+    fn done(self, py: Python<'_>, counts: &Counts, succeeded: bool) {
         if let Some(ran) = self.give_back(py) {
-            self.counts.count(succeeded, ran);
+            counts.count(succeeded, ran);
         }
     }
 
-    /// The same slot, held by another permit.
-    fn moved(&self) -> Self {
-        Self {
-            permit: Mutex::new(lock(&self.permit).take()),
-            counts: Arc::clone(&self.counts),
-            generation: self.generation,
-        }
-    }
-
-    /// For how many seconds the slot has been held.
+    /// For how many seconds it has been held.
     fn ran(&self) -> f64 {
-        let ran = lock(&self.permit).as_ref().and_then(OwnedPermit::ran);
+        let ran = self.permit.as_ref().and_then(OwnedPermit::ran);
         ran.unwrap_or_default().as_secs_f64()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        drop(self.own());
+    }
+}
+
+/// A slot; collected by Python, it is given back.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct BulkheadPermit {
+    slot: Mutex<Option<Slot>>,
+    counts: Arc<Counts>,
+}
+
+impl BulkheadPermit {
+    fn new(slot: Slot, counts: &Arc<Counts>) -> Self {
+        Self {
+            slot: Mutex::new(Some(slot)),
+            counts: Arc::clone(counts),
+        }
+    }
+
+    fn slot(&self) -> Option<Slot> {
+        lock(&self.slot).take()
     }
 }
 
 #[pymethods]
 impl BulkheadPermit {
-    /// Calls an async function in this slot and makes its first step, as BulkheadPartition.begin does.
-    fn begin<'py>(
-        &self,
-        function: &Bound<'py, PyAny>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: &Bound<'py, PyDict>,
-        outer: &Bound<'py, PyAny>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        call::begin(self.moved(), function, args, kwargs, outer)
-    }
-
     /// Gives the slot back, and counts the call by how it ended.
     fn done(&self, py: Python<'_>, succeeded: bool) {
-        self.end(py, succeeded);
+        if let Some(slot) = self.slot() {
+            slot.done(py, &self.counts, succeeded);
+        }
     }
 
     /// Gives the slot back.
     fn release(&self, py: Python<'_>) {
-        if let Some(ran) = self.give_back(py) {
+        if let Some(ran) = self.slot().and_then(|slot| slot.give_back(py)) {
             self.counts.time(ran);
-        }
-    }
-}
-
-impl Drop for BulkheadPermit {
-    fn drop(&mut self) {
-        if self.generation != runtime::generation() {
-            std::mem::forget(lock(&self.permit).take());
         }
     }
 }
@@ -460,8 +514,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub(crate) fn raise_full(py: Python<'_>, full: &Full) -> PyErr {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    let class = CLASS.import(py, "kailash.core.resilience.bulkhead", "BulkheadFullError");
+    raise_with(py, full_arguments(py, full))
+}
+
+fn full_arguments<'py>(py: Python<'py>, full: &Full) -> PyResult<Bound<'py, PyTuple>> {
     let parts = (
         full.to_string(),
         &*full.partition,
@@ -469,7 +525,13 @@ pub(crate) fn raise_full(py: Python<'_>, full: &Full) -> PyErr {
         full.queued,
         full.reason.as_str(),
     );
-    let exception = class.and_then(|class| class.call1(parts));
+    parts.into_pyobject(py)
+}
+
+fn raise_with(py: Python<'_>, arguments: PyResult<Bound<'_, PyTuple>>) -> PyErr {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let class = CLASS.import(py, PYTHON, "BulkheadFullError");
+    let exception = class.and_then(|class| class.call1(arguments?));
     exception.map_or_else(|failed| failed, PyErr::from_value)
 }
 

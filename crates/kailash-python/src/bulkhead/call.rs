@@ -3,18 +3,21 @@
 //! Most calls that need no waiting end in that step. They are made, counted and done with here,
 //! without a permit or a timer that Python would see.
 
+use std::sync::Arc;
+
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::iterator::PySendResult;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-use super::BulkheadPermit;
+use super::{BulkheadPermit, Counts, PYTHON, Slot};
 use crate::calling;
 
 /// An async function's call that goes on after its first step, or has made none.
 #[pyclass(frozen, get_all, module = "kailash._native")]
 pub(crate) struct BulkheadCall {
-    /// None where there was no free slot, and nothing was called.
+    /// None where nothing was called yet.
     permit: Option<Py<BulkheadPermit>>,
     /// What the function gave.
     awaitable: Py<PyAny>,
@@ -43,40 +46,68 @@ impl BulkheadCall {
     }
 }
 
+/// `inspect.CO_COROUTINE`.
+const COROUTINE_FLAG: u32 = 0x80;
+
+/// Whether what this function gives is to be awaited; TypeError if it is none.
+pub(super) fn is_async(function: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static FUNCTION: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static JUDGE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = function.py();
+    let is_plain = function.is_exact_instance(FUNCTION.import(py, "types", "FunctionType")?)
+        || function.is_exact_instance(METHOD.import(py, "types", "MethodType")?);
+    if is_plain && let Some(code) = function.getattr_opt(intern!(py, "__code__"))? {
+        let flags = code.getattr(intern!(py, "co_flags"))?.extract::<u32>()?;
+        if flags & COROUTINE_FLAG != 0 {
+            return Ok(true);
+        }
+    }
+    let judge = JUDGE.import(py, PYTHON, "_is_async")?;
+    calling::is_true(&calling::call(judge, [function])?)
+}
+
 enum Step<'py> {
     Ended(Bound<'py, PyAny>),
     Goes(Bound<'py, PyAny>, Option<Bound<'py, PyAny>>),
 }
 
-/// Calls an async function in a slot and makes its first step. Answers its result if it ended by
-/// that, else a [`BulkheadCall`].
+/// Calls an async function in a slot, with `owner` as the current partition, and makes its first
+/// step. Answers its result if it ended by that, else a [`BulkheadCall`].
 pub(super) fn begin<'py>(
-    permit: BulkheadPermit,
+    slot: Slot,
+    counts: &Arc<Counts>,
+    owner: &Bound<'py, PyAny>,
     function: &Bound<'py, PyAny>,
     args: &Bound<'py, PyTuple>,
     kwargs: &Bound<'py, PyDict>,
-    outer: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let py = function.py();
+    static SET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static RESET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = owner.py();
+    let within = PyTuple::new(py, [owner])?;
+    let outer = calling::call(SET.import(py, PYTHON, "_set")?, [within.as_any()])?;
+    let reset = || calling::call(RESET.import(py, PYTHON, "_reset")?, [&outer]);
     let kwargs = (!kwargs.is_empty()).then_some(kwargs);
     match calling::call_all(function, args, kwargs).and_then(step) {
         Ok(Step::Ended(result)) => {
-            permit.end(py, true);
-            Ok(result)
+            slot.done(py, counts, true);
+            reset().map(|_| result)
         }
         Ok(Step::Goes(awaitable, first)) => {
             let call = BulkheadCall {
-                ran: permit.ran(),
-                permit: Some(Py::new(py, permit)?),
+                ran: slot.ran(),
+                permit: Some(Py::new(py, BulkheadPermit::new(slot, counts))?),
                 awaitable: awaitable.unbind(),
                 is_begun: first.is_some(),
                 first: first.map(Bound::unbind),
-                outer: outer.clone().unbind(),
+                outer: outer.unbind(),
             };
             Bound::new(py, call).map(Bound::into_any)
         }
         Err(error) => {
-            permit.end(py, false);
+            slot.done(py, counts, false);
+            reset()?;
             Err(error)
         }
     }

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+from asyncio import get_running_loop
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -233,14 +234,26 @@ class CeilingMetrics:
 
 Listener = Callable[[PartitionEvent], object]
 
-_current: ContextVar[BulkheadPartition | None] = ContextVar("kailash_partition", default=None)
+# The call that the current task or thread makes in a slot: a tuple of its own for each.
+_Within = tuple["BulkheadPartition"]
+_current: ContextVar[_Within | None] = ContextVar("kailash_partition", default=None)
 _set, _reset = _current.set, _current.reset
+
+# The blocks that it is in: the partition, its permit, the call that the block is in, the block around.
+_Block = tuple["BulkheadPartition", _native.BulkheadPermit, _Within | None, Any]
+_blocks: ContextVar[_Block | None] = ContextVar("kailash_partition_blocks", default=None)
+_enter = _blocks.set
+
 _every: WeakSet[BulkheadPartition] = WeakSet()
 
 
 def current_partition() -> BulkheadPartition | None:
     """The partition in whose slot the current task or thread runs."""
-    return _current.get()
+    within, block = _current.get(), _blocks.get()
+    while block is not None and block[2] is not within:
+        block = block[3]
+    innermost = block or within
+    return innermost and innermost[0]
 
 
 class BulkheadPartition:
@@ -281,6 +294,9 @@ class BulkheadPartition:
         if config.circuit_breaker_enabled:
             name = f"bulkhead.{config.name}"
             self._breaker = get_circuit_breaker_manager().get_or_create(name)
+        # Answers what an async function returned that needed no waiting at all, or the call to go on
+        # with.
+        self._begin = self._native.begin if self._breaker is None else _begin_nothing
 
     def __repr__(self) -> str:
         return f"<BulkheadPartition {self.name!r}>"
@@ -402,7 +418,8 @@ class BulkheadPartition:
         permit.release()
 
     def __enter__(self) -> BulkheadPartition:
-        self._enter(self._native.acquire())
+        permit = self._native.acquire()
+        _enter((self, permit, _current.get(), _blocks.get()))
         return self
 
     def __exit__(
@@ -416,11 +433,10 @@ class BulkheadPartition:
     async def __aenter__(self) -> BulkheadPartition:
         permit = self._native.take()
         if permit is None:
-            loop, limit = asyncio.get_running_loop(), self._config.timeout
-            waiting = self._native.enqueue(None, None, loop)
+            loop, limit = get_running_loop(), self._config.timeout
             deadline = None if limit is None else loop.time() + limit
-            permit = await self._wait(waiting, loop, deadline)
-        self._enter(permit)
+            permit = await self._wait(None, None, loop, deadline)
+        _enter((self, permit, _current.get(), _blocks.get()))
         return self
 
     async def __aexit__(
@@ -431,29 +447,23 @@ class BulkheadPartition:
     ) -> None:
         self._leave(error is None)
 
-    def _enter(self, permit: _native.BulkheadPermit) -> None:
-        _blocks.set((self, permit, _current.get(), _blocks.get()))
-        _current.set(self)
-
     def _leave(self, succeeded: bool) -> None:
         """Gives back the slot of this partition's innermost block.
 
         A block that is left in another context than it was entered in is not there: its slot is
         free once that context is gone.
         """
-        passed: list[_Block] = []
         block = _blocks.get()
+        passed: tuple[_Block, ...] = ()
         while block is not None and block[0] is not self:
-            passed.append(block)
+            passed = (block, *passed)
             block = block[3]
         if block is None:
             return
         rest = block[3]
-        for partition, permit, outer, _ in reversed(passed):
-            rest = (partition, permit, outer, rest)
+        for partition, permit, within, _ in passed:
+            rest = (partition, permit, within, rest)
         _blocks.set(rest)
-        if not passed:
-            _current.set(block[2])
         block[1].done(succeeded)
 
     # -------------------------------------------------------------- to run in a slot
@@ -475,10 +485,13 @@ class BulkheadPartition:
         Raises BulkheadFullError if the call got no slot, TimeoutError if it ran too long. A sync
         function cannot be stopped: it goes on, and keeps its slot until it returns.
         """
-        begun = self._begin(func, args, kwargs, priority, timeout)
-        if type(begun) is not _Call:
-            return begun
-        return await self._go_on(begun, func, args, kwargs, priority, timeout)
+        begun = self._begin(self, func, args, kwargs, priority, timeout)
+        kind = type(begun)
+        if kind is _Waiting:
+            return await self._go_on_queued(begun, func, args, kwargs, timeout)
+        if kind is _Call:
+            return await self._go_on(begun, func, args, kwargs, priority, timeout)
+        return begun
 
     def __call__(self, function: _F, /) -> _F:
         """Has each call of a function or method made in a slot, with what is the partition's.
@@ -507,35 +520,15 @@ class BulkheadPartition:
 
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            begun = self._begin(function, args, kwargs, None, None)
-            if type(begun) is not _Call:
-                return begun
-            return await self._go_on(begun, function, args, kwargs, None, None)
+            begun = self._begin(self, function, args, kwargs, None, None)
+            kind = type(begun)
+            if kind is _Waiting:
+                return await self._go_on_queued(begun, function, args, kwargs, None)
+            if kind is _Call:
+                return await self._go_on(begun, function, args, kwargs, None, None)
+            return begun
 
         return cast(_F, call)
-
-    def _begin(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        priority: int | None,
-        timeout: float | None,
-    ) -> Any:
-        """The result of an async function that needs no waiting at all, or the call to go on with."""
-        if priority is not None or timeout is not None:
-            _check_admission(priority, timeout)
-        if self._breaker is not None or not _is_async(function):
-            return _not_begun
-        outer = _set(self)
-        try:
-            begun = self._native.begin(function, args, kwargs, outer)
-        except BaseException:
-            _reset(outer)
-            raise
-        if type(begun) is not _Call or begun.permit is None:
-            _reset(outer)
-        return begun
 
     def _go_on(
         self,
@@ -548,21 +541,41 @@ class BulkheadPartition:
     ) -> Awaitable[Any]:
         if call.permit is not None:
             return self._go_on_begun(call, timeout)
-        breaker = self._breaker
-        execute = self._execute if breaker is None else breaker(self._execute)
-        return execute(function, args, kwargs, priority, timeout)
+        run = self._run if _is_async(function) else self._run_in_thread
+        if self._breaker is not None:
+            run = self._breaker(run)
+        return run(function, args, kwargs, priority, timeout)
+
+    async def _go_on_queued(
+        self,
+        waiting: _native.BulkheadWaiting,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+    ) -> Any:
+        loop, limit = get_running_loop(), timeout or self._config.timeout
+        deadline = None if limit is None else loop.time() + limit
+        future = loop.create_future()
+        try:
+            waiting.tell(loop, future, deadline)
+            await future
+            begun = waiting.begin(self, function, args, kwargs)
+        except BaseException:
+            # A slot that was handed over when the task was cancelled goes to the next.
+            waiting.leave()
+            raise
+        if type(begun) is not _Call:
+            return begun
+        return await self._finish(begun, deadline, limit)
 
     async def _go_on_begun(self, call: _native.BulkheadCall, timeout: float | None) -> Any:
-        limit = timeout or self._config.timeout
-        deadline = None
+        limit, deadline = timeout or self._config.timeout, None
         if limit is not None:
-            deadline = asyncio.get_running_loop().time() + limit - call.ran
-        try:
-            return await self._finish(call, deadline, limit)
-        finally:
-            _set_back(call.outer)
+            deadline = get_running_loop().time() + limit - call.ran
+        return await self._finish(call, deadline, limit)
 
-    async def _execute(
+    async def _run(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -570,24 +583,31 @@ class BulkheadPartition:
         priority: int | None,
         timeout: float | None,
     ) -> Any:
-        is_async = _is_async(function)
-        loop = asyncio.get_running_loop()
-        limit = timeout or self._config.timeout
+        """Runs an async function, whose partition's breaker was asked."""
+        begun = self._native.begin(self, function, args, kwargs, priority, timeout)
+        kind = type(begun)
+        if kind is _Waiting:
+            return await self._go_on_queued(begun, function, args, kwargs, timeout)
+        if kind is _Call:
+            return await self._go_on_begun(begun, timeout)
+        return begun
+
+    async def _run_in_thread(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        priority: int | None,
+        timeout: float | None,
+    ) -> Any:
+        loop, limit = get_running_loop(), timeout or self._config.timeout
+        deadline = None if limit is None else loop.time() + limit
         permit = self._native.take()
         if permit is None:
-            waiting = self._native.enqueue(priority, timeout, loop)
-            deadline = None if limit is None else loop.time() + limit
-            permit = await self._wait(waiting, loop, deadline)
-        else:
-            deadline = None if limit is None else loop.time() + limit
-        outer = _set(self)
+            permit = await self._wait(priority, timeout, loop, deadline)
+        outer = _set((self,))
         timer = None
         try:
-            if is_async:
-                begun = permit.begin(function, args, kwargs, outer)
-                if type(begun) is not _Call:
-                    return begun
-                return await self._finish(begun, deadline, limit)
             job = _Job(self._native, permit, function, args, kwargs, loop)
             if deadline is not None and limit is not None:
                 timer = loop.call_at(deadline, job.expire, limit)
@@ -620,7 +640,7 @@ class BulkheadPartition:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         permit = self._native.take() or self._wait_here()
-        outer = _set(self)
+        outer = _set((self,))
         try:
             result = function(*args, **kwargs)
         except BaseException:
@@ -640,14 +660,14 @@ class BulkheadPartition:
 
     def _wait_here(self) -> _native.BulkheadPermit:
         try:
-            asyncio.get_running_loop()
+            get_running_loop()
         except RuntimeError:
             return self._native.wait(None, None)
         return self._native.acquire()
 
     async def _hold(self, permit: _native.BulkheadPermit, awaitable: Awaitable[_R]) -> _R:
         """Awaits in a slot."""
-        outer = _set(self)
+        outer = _set((self,))
         succeeded = False
         try:
             result = await awaitable
@@ -672,6 +692,7 @@ class BulkheadPartition:
             return result
         finally:
             permit.done(succeeded)
+            _set_back(call.outer)
 
     async def _within(
         self, deadline: float | None, limit: float | None, awaitable: Awaitable[_R]
@@ -690,28 +711,20 @@ class BulkheadPartition:
 
     async def _wait(
         self,
-        waiting: _native.BulkheadWaiting,
+        priority: int | None,
+        timeout: float | None,
         loop: asyncio.AbstractEventLoop,
         deadline: float | None,
     ) -> _native.BulkheadPermit:
-        """Waits for the slot of a place in the queue."""
-        timer = None
+        """Waits for a slot."""
+        waiting, future = self._native.enqueue(priority, timeout), loop.create_future()
         try:
-            permit = waiting.poll(self._native)
-            if permit is not None:
-                return permit
-            if deadline is not None:
-                timer = loop.call_at(deadline, _look, waiting.future)
-            await waiting.future
-            permit = waiting.poll(self._native)
-            if permit is None:
-                raise waiting.expire()
-            return permit
-        finally:
-            # A slot that was handed over when the task was cancelled goes to the next.
+            waiting.tell(loop, future, deadline)
+            await future
+            return waiting.take()
+        except BaseException:
             waiting.leave()
-            if timer is not None:
-                timer.cancel()
+            raise
 
     async def shutdown(self, within: float = 30.0) -> Drained:
         """Admits nobody any more, and waits this many seconds at most until all calls have ended."""
@@ -722,12 +735,24 @@ class BulkheadPartition:
 
 
 _Call = _native.BulkheadCall
-_not_begun = _Call()
+_Waiting = _native.BulkheadWaiting
+
+
+def _begin_nothing(
+    owner: BulkheadPartition,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    priority: int | None,
+    timeout: float | None,
+) -> Any:
+    """For a partition whose breaker is to be asked first."""
+    _check_admission(priority, timeout)
+    return _Call()
+
+
 _COROUTINE = inspect.CO_COROUTINE
 _PLAIN: tuple[type, ...] = (FunctionType, MethodType)
-
-_Block = tuple[BulkheadPartition, _native.BulkheadPermit, BulkheadPartition | None, Any]
-_blocks: ContextVar[_Block | None] = ContextVar("kailash_partition_blocks", default=None)
 
 
 @coroutine
@@ -881,11 +906,6 @@ def _discard(result: Any, permit: _native.BulkheadPermit) -> None:
     if inspect.iscoroutine(result):
         result.close()
     permit.done(False)
-
-
-def _look(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _set_back(outer: contextvars.Token[Any]) -> None:
@@ -1091,10 +1111,13 @@ async def execute_with_bulkhead(
     Raises ValueError, with the names there are, if no partition has this name.
     """
     partition = _partitions.get(partition_name) or _manager.get_partition(partition_name)
-    begun = partition._begin(func, args, kwargs, priority, timeout)
-    if type(begun) is not _Call:
-        return begun
-    return await partition._go_on(begun, func, args, kwargs, priority, timeout)
+    begun = partition._begin(partition, func, args, kwargs, priority, timeout)
+    kind = type(begun)
+    if kind is _Waiting:
+        return await partition._go_on_queued(begun, func, args, kwargs, timeout)
+    if kind is _Call:
+        return await partition._go_on(begun, func, args, kwargs, priority, timeout)
+    return begun
 
 
 @contextmanager
@@ -1104,7 +1127,7 @@ def in_partition(name: str | None) -> Iterator[None]:
         yield
         return
     outer = _current.get()
-    _current.set(_manager.get_partition(name))
+    _current.set((_manager.get_partition(name),))
     try:
         yield
     finally:

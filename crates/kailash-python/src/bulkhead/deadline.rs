@@ -1,0 +1,193 @@
+//! When calls that wait on an event loop have waited long enough.
+//!
+//! Nearly all deadlines are taken back before they come, and a timer of the loop's takes longer to
+//! set and to cancel than all else that a wait is made of. So there is one for all who wait on a
+//! loop: it is set for the first deadline, is left to ring though nobody may wait for it any more,
+//! and is then set for the next.
+
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::mem;
+use std::sync::{Arc, Mutex, Weak};
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
+
+use super::lock;
+use super::waiting::settle;
+use crate::calling;
+
+/// A deadline that has not come yet; dropped, it is taken back.
+pub(super) struct Deadline {
+    all: Arc<Deadlines>,
+    key: Key,
+}
+
+impl Deadline {
+    /// Has `future`, which is this loop's, done when the loop's clock shows `at`.
+    pub(super) fn set(
+        event_loop: &Bound<'_, PyAny>,
+        at: f64,
+        future: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let all = Deadlines::of(event_loop)?;
+        let (key, rings) = {
+            let mut state = lock(&all.state);
+            state.set += 1;
+            let key = (Moment(at), state.set);
+            state.futures.insert(key, future.clone().unbind());
+            (key, state.rings_by(at))
+        };
+        let deadline = Self { all, key };
+        if !rings {
+            deadline.all.set_timer(event_loop)?;
+        }
+        Ok(deadline)
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        let future = lock(&self.all.state).futures.remove(&self.key);
+        // Without the lock: it may be the last to know the future.
+        drop(future);
+    }
+}
+
+/// When, and the how manieth that was set.
+type Key = (Moment, u64);
+
+/// What a loop's clock shows.
+#[derive(Clone, Copy)]
+struct Moment(f64);
+
+impl Ord for Moment {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Moment {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Moment {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Moment {}
+
+thread_local! {
+    /// Those of the loop that was asked for last on this thread.
+    static NEWEST: RefCell<Weak<Deadlines>> = const { RefCell::new(Weak::new()) };
+}
+
+/// The deadlines of one loop; there may be more of them, which all keep to this.
+struct Deadlines {
+    event_loop: Py<PyWeakrefReference>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    futures: BTreeMap<Key, Py<PyAny>>,
+    /// How many deadlines have been set.
+    set: u64,
+    /// When the loop's timers will ring, the first of them last: each was set to ring before those
+    /// that there were.
+    timers: Vec<f64>,
+}
+
+impl State {
+    fn rings_by(&self, at: f64) -> bool {
+        self.timers.last().is_some_and(|timer| *timer <= at)
+    }
+}
+
+impl Deadlines {
+    fn of(event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<Self>> {
+        let newest = NEWEST.with_borrow(Weak::upgrade);
+        if let Some(newest) = newest {
+            let known = newest.event_loop.bind(event_loop.py()).upgrade();
+            if known.is_some_and(|known| known.is(event_loop)) {
+                return Ok(newest);
+            }
+        }
+        let made = Arc::new(Self {
+            event_loop: PyWeakrefReference::new(event_loop)?.unbind(),
+            state: Mutex::default(),
+        });
+        NEWEST.set(Arc::downgrade(&made));
+        Ok(made)
+    }
+
+    /// Has a timer ring no later than the first deadline.
+    fn set_timer(self: &Arc<Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+        let at = {
+            let state = lock(&self.state);
+            let Some(&(Moment(first), _)) = state.futures.keys().next() else {
+                return Ok(());
+            };
+            if state.rings_by(first) {
+                return Ok(());
+            }
+            first
+        };
+        let py = event_loop.py();
+        let bell = Bell {
+            deadlines: Arc::clone(self),
+            at,
+        };
+        // The caller's context would be kept until the timer rings.
+        let context = py.import(intern!(py, "contextvars"))?;
+        let context = context.getattr(intern!(py, "Context"))?.call0()?;
+        let keywords = PyDict::new(py);
+        keywords.set_item(intern!(py, "context"), context)?;
+        let call_at = event_loop.getattr(intern!(py, "call_at"))?;
+        let when = (at, bell).into_pyobject(py)?;
+        calling::call_all(&call_at, &when, Some(&keywords))?;
+        lock(&self.state).timers.push(at);
+        Ok(())
+    }
+}
+
+/// What a loop's timer calls.
+#[pyclass(frozen, module = "kailash._native")]
+struct Bell {
+    deadlines: Arc<Deadlines>,
+    at: f64,
+}
+
+#[pymethods]
+impl Bell {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let all = &self.deadlines;
+        let Some(event_loop) = all.event_loop.bind(py).upgrade() else {
+            return Ok(());
+        };
+        // Loops ring early, by what their clock cannot tell apart.
+        let now = time(&event_loop)?.max(self.at);
+        let due = {
+            let mut state = lock(&all.state);
+            while state.timers.pop_if(|timer| *timer <= now).is_some() {}
+            let later = state.futures.split_off(&(Moment(now), u64::MAX));
+            mem::replace(&mut state.futures, later)
+        };
+        for future in due.values() {
+            settle(future.bind(py));
+        }
+        all.set_timer(&event_loop)
+    }
+}
+
+/// What the loop's clock shows.
+fn time(event_loop: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let name = intern!(event_loop.py(), "time");
+    calling::call_method(event_loop, name, [])?.extract()
+}
