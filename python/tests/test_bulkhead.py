@@ -9,6 +9,7 @@ import gc
 import inspect
 import itertools
 import json
+import pickle
 import threading
 import time
 import weakref
@@ -285,6 +286,114 @@ async def test_a_timeout_in_the_queue_never_starts_the_call() -> None:
     # Whatever had kept a place would start before this.
     assert await it.execute(lambda: "runs", timeout=0) == "runs"
     assert started == [] and is_empty(it)
+
+
+class TimedLoop(asyncio.SelectorEventLoop):
+    """A loop on a clock of the test's, which tells what timers were set."""
+
+    def __init__(self) -> None:
+        self.now, self.timers = 0.0, list[float]()
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, *args: Any, **settings: Any) -> asyncio.TimerHandle:
+        self.timers.append(when)
+        return super().call_at(when, *args, **settings)
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_all_who_wait_on_a_loop_share_a_timer_and_each_has_its_own_deadline() -> None:
+    it = partition(1, queue_size=10)
+    loop, over = TimedLoop(), list[Any]()
+
+    async def call(timeout: float) -> None:
+        try:
+            over.append(await it.execute(asyncio.sleep, 0, "ran", timeout=timeout))
+        except BulkheadFullError as full:
+            over.append((timeout, full.reason))
+
+    async def main() -> None:
+        it.acquire()
+        calls = [asyncio.ensure_future(call(timeout)) for timeout in (30, 20, 25, 10, 40, 50)]
+        await turns()
+        # Only for a deadline that is earlier than all before.
+        assert loop.timers == [30, 20, 10]
+        loop.now = 9.9
+        await turns()
+        assert over == []
+        # Loops ring early, by what their clock cannot tell apart.
+        loop.now = 10 - 1e-10
+        await turns()
+        assert over == [(10, "waited")]
+        calls[1].cancel()
+        loop.now = 20
+        await turns()
+        assert over == [(10, "waited")] and loop.timers == [30, 20, 10, 25]
+        loop.now = 30
+        await turns()
+        assert over == [(timeout, "waited") for timeout in (10, 25, 30)]
+        it.release()
+        await asyncio.wait(calls)
+        assert over[3:] == ["ran", "ran"] and loop.timers[:5] == [30, 20, 10, 25, 40]
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+    assert is_empty(it)
+
+
+def test_calls_that_wait_one_after_the_other_set_no_timer_each() -> None:
+    it, loop = partition(1, queue_size=10), TimedLoop()
+
+    async def main() -> None:
+        for n in range(100):
+            loop.now = n / 100
+            it.acquire()
+            calls = [asyncio.ensure_future(it.execute(no_op, timeout=9)) for _ in range(3)]
+            await turns()
+            it.release()
+            await asyncio.wait(calls)
+
+    async def no_op() -> None:
+        pass
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+    assert is_empty(it) and loop.timers == [9]
+
+
+async def test_a_call_that_waited_leaves_nothing_of_its_context_behind() -> None:
+    class Kept:
+        pass
+
+    it, context = partition(1), contextvars.ContextVar[Kept]("kept")
+    kept: list[weakref.ref[Kept]] = []
+
+    async def call() -> Any:
+        value = Kept()
+        kept.append(weakref.ref(value))
+        context.set(value)
+        return await it.execute(one)
+
+    async def one() -> int:
+        return 1
+
+    it.acquire()
+    waiting = asyncio.ensure_future(call())
+    await turns()
+    assert it.metrics.queued_operations == 1
+    it.release()
+    assert await waiting == 1
+    del waiting
+    # The loop knows the task until its next turn.
+    await turns()
+    gc.collect()
+    assert kept[0]() is None
 
 
 async def test_a_timeout_while_running_is_a_timeout_error() -> None:
@@ -652,6 +761,72 @@ async def test_a_block_of_another_partition_entered_in_the_first_step_is_kept() 
     it.release()
     await queued
     assert current_partition() is None and is_empty(it) and is_empty(other)
+
+
+async def test_the_innermost_call_or_block_says_what_the_current_partition_is() -> None:
+    it, other = partition(9), partition(9)
+
+    async def deepest() -> None:
+        assert current_partition() is it
+        with other:
+            assert current_partition() is other
+            async with it, other:
+                assert current_partition() is other
+            assert current_partition() is other
+        assert current_partition() is it
+
+    async def within(steps: int) -> None:
+        await turns() if steps else None
+        assert current_partition() is it
+        async with other:
+            assert current_partition() is other
+            await it.execute(deepest)
+            assert current_partition() is other
+            await asyncio.create_task(it(deepest)())
+            assert current_partition() is other
+        assert current_partition() is it
+
+    for steps in range(2):
+        await it.execute(within, steps)
+        async with other:
+            await it(within)(steps)
+            assert current_partition() is other
+        assert current_partition() is None
+    assert is_empty(it) and is_empty(other)
+
+
+async def test_a_refusal_tells_of_its_own_moment_and_can_be_pickled() -> None:
+    it = partition(1, queue_size=1)
+
+    def refusal() -> BulkheadFullError:
+        with pytest.raises(BulkheadFullError) as caught:
+            it.acquire()
+        return caught.value
+
+    it.acquire()
+    first, second = refusal(), refusal()
+    waiting = asyncio.ensure_future(it.execute(asyncio.sleep, 0))
+    await asyncio.sleep(0)
+    with pytest.raises(BulkheadFullError) as caught:
+        await it.execute(asyncio.sleep, 0)
+    third, fourth = refusal(), caught.value
+    assert first is not second and first.args == second.args
+    name = f'partition "{it.name}": '
+    assert str(second) == name + "no slot is free (1 running)"
+    assert str(third) == name + "no slot is free (1 running, 1 waiting)"
+    assert str(fourth) == name + "queue is full (1 waiting)"
+    for error, queued, reason in (
+        (second, 0, "busy"),
+        (third, 1, "busy"),
+        (fourth, 1, "queue_full"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        for full in (error, copy):
+            assert (full.partition, full.active, full.queued) == (it.name, 1, queued)
+            assert full.reason == reason and repr(full) == repr(error)
+            assert type(full) is BulkheadFullError and str(full) == str(error)
+    it.release()
+    await waiting
 
 
 # ------------------------------------------------------------------ telling

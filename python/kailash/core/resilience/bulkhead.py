@@ -648,14 +648,14 @@ class BulkheadPartition:
             raise
         finally:
             _reset(outer)
-        if isinstance(result, asyncio.Future):
+        if not hasattr(result, "__await__"):
+            permit.done(True)
+        elif isinstance(result, asyncio.Future):
             result.add_done_callback(
                 lambda future: permit.done(not future.cancelled() and future.exception() is None)
             )
-        elif hasattr(result, "__await__"):
-            return self._hold(permit, result)
         else:
-            permit.done(True)
+            return self._hold(permit, result)
         return result
 
     def _wait_here(self) -> _native.BulkheadPermit:
