@@ -7,6 +7,7 @@ from typing import Any, final
 
 __all__ = [
     "BulkheadCall",
+    "BulkheadDeadline",
     "BulkheadManager",
     "BulkheadPartition",
     "BulkheadPermit",
@@ -260,6 +261,13 @@ class BulkheadCall:
     def outer(self) -> Token[Any]: ...
     @property
     def ran(self) -> float: ...
+
+@final
+class BulkheadDeadline:
+    def __new__(
+        cls, event_loop: object, at: float, callback: Callable[[], object]
+    ) -> BulkheadDeadline: ...
+    def cancel(self) -> None: ...
 
 @final
 class BulkheadWaiting:

@@ -12,6 +12,7 @@ import json
 import pickle
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -408,6 +409,78 @@ async def test_a_timeout_while_running_is_a_timeout_error() -> None:
     with pytest.raises(TimeoutError, match="its own"):
         await it.execute(own)
     assert it.metrics.timed_out_operations == 1
+
+
+def test_a_timeout_cancels_as_asyncios_does_and_leaves_no_request_behind() -> None:
+    it, loop = partition(9, timeout=10), TimedLoop()
+
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+        return "went on"
+
+    async def translates(error: type[Exception]) -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            raise error("cancelled") from None
+
+    async def over(function: Callable[..., Any], *args: Any) -> Any:
+        """What a call comes to whose time is over while it runs."""
+        loop.call_soon(setattr, loop, "now", loop.now + 10)
+        try:
+            return await it.execute(function, *args)
+        except Exception as error:
+            return error
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for function, args, kind in (
+            (asyncio.sleep, (1000,), TimeoutError),
+            (translates, (TimeoutError,), TimeoutError),
+            (translates, (KeyError,), KeyError),
+            (stubborn, (), str),
+        ):
+            outcome = await over(function, *args)
+            assert type(outcome) is kind and task.cancelling() == 0
+            assert (it.name in str(outcome)) == (kind is TimeoutError)
+        assert it.metrics.timed_out_operations == 2 and is_empty(it)
+        # What is around a call is over first, and says so itself.
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(5):
+                await over(asyncio.sleep, 1000)
+        assert it.name not in str(caught.value) and task.cancelling() == 0
+        # Who is cancelled in the moment of its timeout is cancelled.
+        both = asyncio.ensure_future(it.execute(asyncio.sleep, 1000))
+        await turns()
+        loop.now += 10
+        both.cancel()
+        await asyncio.wait([both])
+        assert both.cancelled() and is_empty(it)
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+
+
+def test_a_loop_that_is_dropped_takes_the_calls_along_that_run_on_it() -> None:
+    it = partition(1)
+
+    def abandon() -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)
+        loop.create_task(it.execute(asyncio.sleep, 1000))
+        loop.run_until_complete(turns())
+        assert it.metrics.active_operations == 1
+
+    with warnings.catch_warnings():
+        # It is not closed.
+        warnings.simplefilter("ignore", ResourceWarning)
+        abandon()
+        gc.collect()
+    assert is_empty(it)
 
 
 async def test_a_sync_call_that_timed_out_keeps_its_slot_until_its_thread_is_done() -> None:

@@ -22,8 +22,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::bulkhead::{
-        BulkheadCall, BulkheadManager, BulkheadPartition, BulkheadPermit, BulkheadWaiting,
-        check_partition_config, partition_defaults,
+        BulkheadCall, BulkheadDeadline, BulkheadManager, BulkheadPartition, BulkheadPermit,
+        BulkheadWaiting, check_partition_config, partition_defaults,
     };
     #[pymodule_export]
     use crate::circuit_breaker::{

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::iterator::PySendResult;
 use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::{BulkheadPermit, Counts, PYTHON, Slot};
 use crate::calling;
@@ -43,6 +44,13 @@ impl BulkheadCall {
             outer: py.None(),
             ran: 0.0,
         }
+    }
+
+    /// What a task awaits leads back to the task, once nobody runs its loop any more.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.awaitable)?;
+        visit.call(&self.first)?;
+        visit.call(&self.outer)
     }
 }
 

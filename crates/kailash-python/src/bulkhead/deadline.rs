@@ -1,9 +1,9 @@
-//! When calls that wait on an event loop have waited long enough.
+//! When the time of calls is over, by the clocks of event loops.
 //!
-//! Nearly all deadlines are taken back before they come, and a timer of the loop's takes longer to
-//! set and to cancel than all else that a wait is made of. So there is one for all who wait on a
-//! loop: it is set for the first deadline, is left to ring though nobody may wait for it any more,
-//! and is then set for the next.
+//! Nearly all deadlines are taken back before they come, and a timer of a loop's takes longer to
+//! set and to cancel than all else that a wait is made of. So there is one for all deadlines of a
+//! loop: it is set for the first, is left to ring though nobody may care for it any more, and is
+//! then set for the next.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -19,6 +19,14 @@ use super::lock;
 use super::waiting::settle;
 use crate::calling;
 
+/// What is done when a deadline comes.
+pub(super) enum Then {
+    /// This future of the loop's is done.
+    Settle(Py<PyAny>),
+    /// This is called; it must not raise.
+    Call(Py<PyAny>),
+}
+
 /// A deadline that has not come yet; dropped, it is taken back.
 pub(super) struct Deadline {
     all: Arc<Deadlines>,
@@ -26,18 +34,14 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// Has `future`, which is this loop's, done when the loop's clock shows `at`.
-    pub(super) fn set(
-        event_loop: &Bound<'_, PyAny>,
-        at: f64,
-        future: &Bound<'_, PyAny>,
-    ) -> PyResult<Self> {
+    /// A deadline that comes when the loop's clock shows `at`.
+    pub(super) fn set(event_loop: &Bound<'_, PyAny>, at: f64, then: Then) -> PyResult<Self> {
         let all = Deadlines::of(event_loop)?;
         let (key, rings) = {
             let mut state = lock(&all.state);
             state.set += 1;
             let key = (Moment(at), state.set);
-            state.futures.insert(key, future.clone().unbind());
+            state.set_for.insert(key, then);
             (key, state.rings_by(at))
         };
         let deadline = Self { all, key };
@@ -50,9 +54,9 @@ impl Deadline {
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        let future = lock(&self.all.state).futures.remove(&self.key);
-        // Without the lock: it may be the last to know the future.
-        drop(future);
+        let then = lock(&self.all.state).set_for.remove(&self.key);
+        // Without the lock: it may be the last to know what was to be done.
+        drop(then);
     }
 }
 
@@ -96,7 +100,7 @@ struct Deadlines {
 
 #[derive(Default)]
 struct State {
-    futures: BTreeMap<Key, Py<PyAny>>,
+    set_for: BTreeMap<Key, Then>,
     /// How many deadlines have been set.
     set: u64,
     /// When the loop's timers will ring, the first of them last: each was set to ring before those
@@ -131,7 +135,7 @@ impl Deadlines {
     fn set_timer(self: &Arc<Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
         let at = {
             let state = lock(&self.state);
-            let Some(&(Moment(first), _)) = state.futures.keys().next() else {
+            let Some(&(Moment(first), _)) = state.set_for.keys().next() else {
                 return Ok(());
             };
             if state.rings_by(first) {
@@ -176,11 +180,14 @@ impl Bell {
         let due = {
             let mut state = lock(&all.state);
             while state.timers.pop_if(|timer| *timer <= now).is_some() {}
-            let later = state.futures.split_off(&(Moment(now), u64::MAX));
-            mem::replace(&mut state.futures, later)
+            let later = state.set_for.split_off(&(Moment(now), u64::MAX));
+            mem::replace(&mut state.set_for, later)
         };
-        for future in due.values() {
-            settle(future.bind(py));
+        for then in due.values() {
+            match then {
+                Then::Settle(future) => settle(future.bind(py)),
+                Then::Call(callback) => drop(calling::call(callback.bind(py), [])?),
+            }
         }
         all.set_timer(&event_loop)
     }
@@ -190,4 +197,23 @@ impl Bell {
 fn time(event_loop: &Bound<'_, PyAny>) -> PyResult<f64> {
     let name = intern!(event_loop.py(), "time");
     calling::call_method(event_loop, name, [])?.extract()
+}
+
+/// Has `callback()` called when a loop's clock shows a time, unless it is cancelled before.
+#[pyclass(frozen, module = "kailash._native")]
+pub(crate) struct BulkheadDeadline(Mutex<Option<Deadline>>);
+
+#[pymethods]
+impl BulkheadDeadline {
+    #[new]
+    fn new(event_loop: &Bound<'_, PyAny>, at: f64, callback: Py<PyAny>) -> PyResult<Self> {
+        let deadline = Deadline::set(event_loop, at, Then::Call(callback))?;
+        Ok(Self(Mutex::new(Some(deadline))))
+    }
+
+    /// Takes it back.
+    fn cancel(&self) {
+        let deadline = lock(&self.0).take();
+        drop(deadline);
+    }
 }

@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::deadline::Deadline;
+use super::deadline::{Deadline, Then};
 use super::{BulkheadPermit, Counts, Slot, call, lock, raise_full};
 use crate::calling;
 use crate::runtime::{self, attached, deliver, settle_function};
@@ -118,7 +118,8 @@ impl BulkheadWaiting {
         if !waits {
             settle(future);
         } else if let Some(deadline) = deadline {
-            let deadline = Deadline::set(event_loop, deadline, future)?;
+            let then = Then::Settle(future.clone().unbind());
+            let deadline = Deadline::set(event_loop, deadline, then)?;
             let before = lock(&self.place).deadline.replace(deadline);
             drop(before);
         }

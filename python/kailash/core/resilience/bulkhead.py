@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from asyncio import get_running_loop
+from asyncio import CancelledError, current_task, get_running_loop
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -567,13 +567,12 @@ class BulkheadPartition:
             raise
         if type(begun) is not _Call:
             return begun
-        return await self._finish(begun, deadline, limit)
+        return await self._finish(begun, loop, deadline, limit)
 
     async def _go_on_begun(self, call: _native.BulkheadCall, timeout: float | None) -> Any:
-        limit, deadline = timeout or self._config.timeout, None
-        if limit is not None:
-            deadline = get_running_loop().time() + limit - call.ran
-        return await self._finish(call, deadline, limit)
+        loop, limit = get_running_loop(), timeout or self._config.timeout
+        deadline = None if limit is None else loop.time() + limit - call.ran
+        return await self._finish(call, loop, deadline, limit)
 
     async def _run(
         self,
@@ -626,7 +625,7 @@ class BulkheadPartition:
                 return result
             succeeded = False
             try:
-                result = await self._within(deadline, limit, result)
+                result = await self._within(loop, deadline, limit, result)
                 succeeded = True
                 return result
             finally:
@@ -678,7 +677,11 @@ class BulkheadPartition:
             _set_back(outer)
 
     async def _finish(
-        self, call: _native.BulkheadCall, deadline: float | None, limit: float | None
+        self,
+        call: _native.BulkheadCall,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float | None,
+        limit: float | None,
     ) -> Any:
         """Awaits what is left of a call."""
         permit, awaitable = call.permit, call.awaitable
@@ -687,7 +690,7 @@ class BulkheadPartition:
         try:
             if call.is_begun:
                 awaitable = _rest(awaitable, call.first)
-            result = await self._within(deadline, limit, awaitable)
+            result = await self._within(loop, deadline, limit, awaitable)
             succeeded = True
             return result
         finally:
@@ -695,19 +698,35 @@ class BulkheadPartition:
             _set_back(call.outer)
 
     async def _within(
-        self, deadline: float | None, limit: float | None, awaitable: Awaitable[_R]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float | None,
+        limit: float | None,
+        awaitable: Awaitable[_R],
     ) -> _R:
-        """Awaits until the deadline."""
+        """Awaits until the deadline, as `asyncio.timeout_at` does, without a timer for each call."""
         if deadline is None or limit is None:
             return await awaitable
-        scope = asyncio.timeout_at(deadline)
+        task = current_task(loop)
+        if task is None:
+            raise RuntimeError("a call with a timeout is awaited in a task")
+        others, expiry = task.cancelling(), _Expiry(task)
+        timer = _native.BulkheadDeadline(loop, deadline, expiry)
         try:
-            async with scope:
-                return await awaitable
+            return await awaitable
+        except CancelledError:
+            # Who else has cancelled the task has it cancelled still.
+            if expiry.has_come and task.cancelling() <= others + 1:
+                raise self._native.time_out(limit) from None
+            raise
         except TimeoutError:
-            if not scope.expired():
-                raise
-            raise self._native.time_out(limit) from None
+            if expiry.has_come:
+                raise self._native.time_out(limit) from None
+            raise
+        finally:
+            timer.cancel()
+            if expiry.has_come:
+                task.uncancel()
 
     async def _wait(
         self,
@@ -771,6 +790,23 @@ def _rest(begun: CoroutineType[Any, Any, Any], first: Any) -> Generator[Any, Any
                 return end.value
         else:
             return (yield from cast("Generator[Any, Any, Any]", begun))
+
+
+class _Expiry:
+    """Cancels a task whose time is over."""
+
+    __slots__ = ("_task", "has_come")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        # The loop's timer must not keep what nobody else does.
+        self._task = ref(task)
+        self.has_come = False
+
+    def __call__(self) -> None:
+        task = self._task()
+        if task is not None:
+            self.has_come = True
+            task.cancel()
 
 
 class _Job:
