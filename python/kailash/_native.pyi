@@ -264,9 +264,7 @@ class BulkheadCall:
 
 @final
 class BulkheadDeadline:
-    def __new__(
-        cls, event_loop: object, at: float, callback: Callable[[], object]
-    ) -> BulkheadDeadline: ...
+    def __new__(cls, event_loop: object, at: float, owner: object) -> BulkheadDeadline: ...
     def cancel(self) -> None: ...
 
 @final

@@ -23,8 +23,9 @@ use crate::calling;
 pub(super) enum Then {
     /// This future of the loop's is done.
     Settle(Py<PyAny>),
-    /// This is called; it must not raise.
-    Call(Py<PyAny>),
+    /// `expire()` is called on what this leads to. It does not keep it alive: who has nobody else is
+    /// collected, though the loop may never run again.
+    Expire(Py<PyWeakrefReference>),
 }
 
 /// A deadline that has not come yet; dropped, it is taken back.
@@ -186,7 +187,13 @@ impl Bell {
         for then in due.values() {
             match then {
                 Then::Settle(future) => settle(future.bind(py)),
-                Then::Call(callback) => drop(calling::call(callback.bind(py), [])?),
+                Then::Expire(owner) => {
+                    let owner = owner.bind(py).upgrade();
+                    let expire = |owner| calling::call_method(owner, intern!(py, "expire"), []);
+                    if let Some(Err(error)) = owner.as_ref().map(expire) {
+                        error.write_unraisable(py, owner.as_ref());
+                    }
+                }
             }
         }
         all.set_timer(&event_loop)
@@ -199,15 +206,16 @@ fn time(event_loop: &Bound<'_, PyAny>) -> PyResult<f64> {
     calling::call_method(event_loop, name, [])?.extract()
 }
 
-/// Has `callback()` called when a loop's clock shows a time, unless it is cancelled before.
+/// Has `owner.expire()` called when a loop's clock shows a time, unless it is cancelled before.
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct BulkheadDeadline(Mutex<Option<Deadline>>);
 
 #[pymethods]
 impl BulkheadDeadline {
     #[new]
-    fn new(event_loop: &Bound<'_, PyAny>, at: f64, callback: Py<PyAny>) -> PyResult<Self> {
-        let deadline = Deadline::set(event_loop, at, Then::Call(callback))?;
+    fn new(event_loop: &Bound<'_, PyAny>, at: f64, owner: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let then = Then::Expire(PyWeakrefReference::new(owner)?.unbind());
+        let deadline = Deadline::set(event_loop, at, then)?;
         Ok(Self(Mutex::new(Some(deadline))))
     }
 

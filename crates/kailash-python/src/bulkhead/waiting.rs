@@ -110,18 +110,20 @@ impl BulkheadWaiting {
             event_loop: event_loop.clone().unbind(),
             future: future.clone().unbind(),
         }));
-        let waits = {
+        let deadline = deadline.map(|at| {
+            let then = Then::Settle(future.clone().unbind());
+            Deadline::set(event_loop, at, then)
+        });
+        let deadline = deadline.transpose()?;
+        let (waits, before) = {
             let mut place = lock(&self.place);
             place.stage.look(&waker);
-            matches!(place.stage, Stage::Waits(_))
+            let before = mem::replace(&mut place.deadline, deadline);
+            (matches!(place.stage, Stage::Waits(_)), before)
         };
+        drop(before);
         if !waits {
             settle(future);
-        } else if let Some(deadline) = deadline {
-            let then = Then::Settle(future.clone().unbind());
-            let deadline = Deadline::set(event_loop, deadline, then)?;
-            let before = lock(&self.place).deadline.replace(deadline);
-            drop(before);
         }
         Ok(())
     }

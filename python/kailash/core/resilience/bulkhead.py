@@ -607,9 +607,9 @@ class BulkheadPartition:
         outer = _set((self,))
         timer = None
         try:
-            job = _Job(self._native, permit, function, args, kwargs, loop)
-            if deadline is not None and limit is not None:
-                timer = loop.call_at(deadline, job.expire, limit)
+            job = _Job(self._native, permit, function, args, kwargs, loop, limit)
+            if deadline is not None:
+                timer = _native.BulkheadDeadline(loop, deadline, job)
             # Last of all: the sooner the loop rests after it, the sooner the thread runs.
             try:
                 self._threads.submit(job)
@@ -795,24 +795,30 @@ def _rest(begun: CoroutineType[Any, Any, Any], first: Any) -> Generator[Any, Any
 class _Expiry:
     """Cancels a task whose time is over."""
 
-    __slots__ = ("_task", "has_come")
+    __slots__ = ("__weakref__", "_task", "has_come")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
-        # The loop's timer must not keep what nobody else does.
-        self._task = ref(task)
+        self._task = task
         self.has_come = False
 
-    def __call__(self) -> None:
-        task = self._task()
-        if task is not None:
-            self.has_come = True
-            task.cancel()
+    def expire(self) -> None:
+        self.has_come = True
+        self._task.cancel()
 
 
 class _Job:
     """A sync call on its way through a partition's threads."""
 
-    __slots__ = ("_loop", "_outcome", "_partition", "_permit", "_work", "future")
+    __slots__ = (
+        "__weakref__",
+        "_limit",
+        "_loop",
+        "_outcome",
+        "_partition",
+        "_permit",
+        "_work",
+        "future",
+    )
 
     def __init__(
         self,
@@ -822,12 +828,14 @@ class _Job:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         loop: asyncio.AbstractEventLoop,
+        limit: float | None,
     ) -> None:
         # Whoever pops it, the thread or the caller that gives up, has the work.
         self._work = [(contextvars.copy_context(), function, args, kwargs)]
         self._partition = partition
         self._permit = permit
         self._loop = loop
+        self._limit = limit
         self.future: asyncio.Future[Any] = loop.create_future()
 
     def withdraw(self) -> bool:
@@ -839,14 +847,14 @@ class _Job:
         self._permit.release()
         return True
 
-    def expire(self, limit: float) -> None:
+    def expire(self) -> None:
         """Tells the caller that its time is over."""
         if self.future.done():
             return
         if self.withdraw():
             self.future.set_exception(self._partition.expire())
-        else:
-            self.future.set_exception(self._partition.time_out(limit))
+        elif self._limit is not None:
+            self.future.set_exception(self._partition.time_out(self._limit))
 
     def give_up(self) -> None:
         """The caller wants nothing any more."""
