@@ -39,6 +39,7 @@ use kailash_core::time::Timestamp;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tokio::time::Instant;
 
+use crate::Name;
 use crate::clock::Clock;
 use crate::histogram::{self, Histogram};
 use line::{Ceiling, Entered, Line, NoPlace};
@@ -358,12 +359,15 @@ impl Partition {
     /// free.
     pub fn enqueue(&self, admission: Admission) -> Result<Waiting, Full> {
         let inner = &self.0;
-        if let Some(permit) = self.take_free() {
-            return Ok(Waiting::ready(permit.into_owned()));
+        let Err(occupancy) = inner.take_slot() else {
+            return Ok(Waiting::ready(Permit::new(self).into_owned()));
+        };
+        if admission.timeout == Some(Duration::ZERO) {
+            return Err(inner.refuse(occupancy, Reason::Busy));
         }
         let settings = inner.settings.load();
-        if admission.timeout == Some(Duration::ZERO) || settings.config.queue_size == 0 {
-            return self.try_acquire_owned().map(Waiting::ready);
+        if settings.config.queue_size == 0 {
+            return Err(inner.refuse(occupancy, Reason::Busy));
         }
         let priority = admission.priority.unwrap_or(settings.priority);
         let now = inner.clock.now();
@@ -864,7 +868,7 @@ impl Inner {
         };
         self.tell(EventKind::Rejected(reason));
         Full {
-            partition: Arc::clone(&self.name),
+            partition: Name::of(&self.name),
             active: occupancy.active,
             queued: occupancy.queued,
             reason,
@@ -879,7 +883,7 @@ impl Inner {
     fn time_out(&self, timeout: Duration) -> TimedOut {
         self.timed_out.fetch_add(1, Ordering::Relaxed);
         self.tell(EventKind::TimedOut);
-        let partition = Arc::clone(&self.name);
+        let partition = Name::of(&self.name);
         TimedOut { partition, timeout }
     }
 }

@@ -61,9 +61,9 @@ pub use permit::{OwnedPermit, Permit};
 pub use preset::{Overrides, PresetError, Presets, ROOT};
 pub use rejected::{CallError, Rejected};
 
-use crate::ConfigError;
 use crate::clock::Clock;
 use crate::histogram;
+use crate::{ConfigError, Name};
 #[cfg(feature = "tower")]
 pub(crate) use call::outcome_of;
 use context::{Audience, Context};
@@ -71,6 +71,7 @@ use journal::{Journal, News};
 #[cfg(feature = "tower")]
 use permit::dropped;
 use permit::ran;
+use rejected::Refused;
 
 /// A circuit breaker, shared by its clones.
 ///
@@ -205,10 +206,10 @@ impl CircuitBreaker {
     /// When the breaker refuses the call.
     #[inline]
     pub fn try_acquire(&self) -> Result<Permit<'_>, Rejected> {
-        Ok(Permit {
-            breaker: self,
-            inner: Some(self.acquire()?),
-        })
+        match self.acquire() {
+            Ok(permit) => Ok(Permit::new(self, permit)),
+            Err(refused) => Err(self.reject(refused)),
+        }
     }
 
     /// Asks for leave to make one call, as a permit that borrows nothing.
@@ -216,15 +217,11 @@ impl CircuitBreaker {
     /// # Errors
     /// When the breaker refuses the call.
     pub fn try_acquire_owned(&self) -> Result<OwnedPermit, Rejected> {
-        Ok(OwnedPermit {
-            inner: Some(self.acquire()?),
-            breaker: self.clone(),
-            paused: None,
-        })
+        self.try_acquire().map(Permit::into_owned)
     }
 
     #[inline]
-    fn acquire(&self) -> Result<machine::Permit, Rejected> {
+    fn acquire(&self) -> Result<machine::Permit, Refused> {
         match self.admit() {
             Some(permit) => Ok(permit),
             None => self.acquire_slowly(),
@@ -243,38 +240,47 @@ impl CircuitBreaker {
 
     // Not cold: it is all that an open breaker does.
     #[inline(never)]
-    fn acquire_slowly(&self) -> Result<machine::Permit, Rejected> {
+    fn acquire_slowly(&self) -> Result<machine::Permit, Refused> {
         // What changes nothing needs no lock.
-        if let Some(rejected) = self.0.machine.refuse(self.clock().now()) {
-            return Err(self.reject(rejected));
-        }
-        let result = self.change(|machine, now, draw, news| {
+        let rejected = match self.0.machine.refuse(self.clock().now()) {
+            Some(rejected) => rejected,
+            None => match self.acquire_in_turn() {
+                Ok(permit) => return Ok(permit),
+                Err(rejected) => rejected,
+            },
+        };
+        Err(self.tell_refusal(rejected))
+    }
+
+    #[cold]
+    fn acquire_in_turn(&self) -> Result<machine::Permit, machine::Rejected> {
+        self.change(|machine, now, draw, news| {
             let (result, changes) = machine.try_acquire(now, draw);
             news.extend(changes);
             result
-        });
-        result.map_err(|rejected| self.reject(rejected))
+        })
+    }
+
+    /// Tells of a refusal that was counted.
+    #[inline]
+    fn tell_refusal(&self, rejected: machine::Rejected) -> Refused {
+        // Read within the event, so that a refusal which nobody logs is not laid out in memory for it.
+        tracing::debug!(
+            breaker = &*self.0.name,
+            state = %{ rejected.state },
+            cause = %{ rejected.cause },
+            wait = rejected.retry_after.map(tracing::field::debug),
+            "circuit breaker refused a call"
+        );
+        if self.tells_calls() {
+            self.tell(EventKind::Rejected);
+        }
+        rejected.into()
     }
 
     #[inline]
-    fn reject(&self, rejected: machine::Rejected) -> Rejected {
-        let machine::Rejected {
-            state,
-            forced,
-            retry_after,
-            cause,
-        } = rejected;
-        let breaker = &*self.0.name;
-        let wait = retry_after.map(tracing::field::debug);
-        tracing::debug!(breaker, %state, %cause, wait, "circuit breaker refused a call");
-        self.tell(EventKind::Rejected);
-        Rejected {
-            name: Arc::clone(&self.0.name),
-            state,
-            forced,
-            retry_after,
-            cause,
-        }
+    fn reject(&self, refused: Refused) -> Rejected {
+        refused.by(Name::of(&self.0.name))
     }
 
     #[inline(always)]
@@ -321,7 +327,7 @@ impl CircuitBreaker {
         }
         // Its generation ends here, so it decides nothing.
         self.carry_out(verdict);
-        self.acquire()
+        self.acquire().map_err(|refused| self.reject(refused))
     }
 
     #[cold]

@@ -8,12 +8,15 @@ pub mod health;
 pub mod histogram;
 #[cfg(feature = "tower")]
 pub mod layer;
+mod name;
 pub mod near_miss;
 pub mod redact;
+mod spare;
 #[cfg(feature = "sql")]
 pub mod sql;
 
 pub use kailash_core::config::ConfigError;
+pub use name::Name;
 
 /// The README's examples, as tests.
 #[cfg(all(doctest, feature = "tower"))]

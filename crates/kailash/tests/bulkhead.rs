@@ -5,6 +5,7 @@
 use std::future::{Future, pending, poll_fn, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex};
@@ -563,7 +564,7 @@ fn a_refusal_shares_the_partitions_name() {
     let partition = partition_on_threads(1);
     let _permit = partition.try_acquire().unwrap();
     let full = partition.try_acquire().unwrap_err();
-    assert!(Arc::ptr_eq(&full.partition, &partition.snapshot().name));
+    assert!(ptr::eq(&*full.partition, &*partition.snapshot().name));
     assert_eq!(
         full.to_string(),
         "partition \"p\": no slot is free (1 running)"

@@ -282,6 +282,22 @@ async fn what_was_made_ready_to_refuse_never_calls_a_service_that_was_not_asked(
 }
 
 #[tokio::test]
+async fn a_refusal_says_how_long_to_wait_from_the_call_on_however_long_it_was_ready() {
+    let (breaker, hand) = breaker();
+    let (mut service, _seen) = guarded(&breaker);
+    breaker.record_failure();
+    assert!(is_ready(&mut service));
+    hand.advance(S(4));
+    let rejected = refusal(service.call(Work::Succeeds).await);
+    assert_eq!(rejected.retry_after, Some(S(6)));
+
+    assert!(is_ready(&mut service));
+    breaker.force_open();
+    let rejected = refusal(service.call(Work::Succeeds).await);
+    assert_eq!((rejected.forced, rejected.retry_after), (true, None));
+}
+
+#[tokio::test]
 async fn readiness_is_asked_for_anew_once_an_open_breaker_lets_probes_pass() {
     let (breaker, hand) = breaker();
     let (mut service, seen) = guarded(&breaker);

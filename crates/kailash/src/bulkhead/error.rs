@@ -5,11 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::Name;
+
 /// A call got no slot, and never started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Full {
     /// The partition's name.
-    pub partition: Arc<str>,
+    pub partition: Name,
     /// Calls that held a slot at that moment.
     pub active: u32,
     /// Calls that waited at that moment.
@@ -102,7 +104,7 @@ impl Error for Full {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimedOut {
     /// The partition's name.
-    pub partition: Arc<str>,
+    pub partition: Name,
     /// The timeout, which covers waiting and running.
     pub timeout: Duration,
 }
@@ -120,7 +122,7 @@ impl Error for TimedOut {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closed {
     /// The partition's name.
-    pub partition: Arc<str>,
+    pub partition: Name,
 }
 
 impl fmt::Display for Closed {

@@ -1,20 +1,15 @@
 //! What the tower layer asks of a breaker: a look ahead, and permits that futures carry away.
 
-use std::cell::Cell;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kailash_core::circuit_breaker as machine;
 
-use super::{CircuitBreaker, Outcome, Rejected, dropped};
+use super::{CircuitBreaker, Outcome, Refused, Rejected, Shared, dropped};
+use crate::spare::{self, Spare};
 
 thread_local! {
     /// A reference to the breaker that was called last on this thread.
-    ///
-    /// The next call takes it along and gives it back, so that in the long run a call counts no
-    /// references: that would be two atomic operations, half of what a call costs, on a word that
-    /// all threads of a breaker share.
-    static SPARE: Cell<Option<CircuitBreaker>> = const { Cell::new(None) };
+    static SPARE: Spare<Shared> = const { Spare::new(None) };
 }
 
 /// Leave to make one call: an [`OwnedPermit`](super::OwnedPermit) that never pauses.
@@ -45,9 +40,9 @@ impl Drop for Admission {
         if self.permit.is_some() {
             self.record(dropped());
         }
-        let breaker = self.breaker.take();
-        // A thread that ends keeps none.
-        let _ = SPARE.try_with(|spare| spare.set(breaker));
+        if let Some(CircuitBreaker(shared)) = self.breaker.take() {
+            spare::keep(&SPARE, shared);
+        }
     }
 }
 
@@ -63,23 +58,41 @@ impl CircuitBreaker {
     }
 
     /// Why a call would be refused now; it counts nothing and takes no probe's slot.
-    #[cold]
+    // Not cold: it is what an open breaker does.
+    #[inline(never)]
     pub(crate) fn refusal(&self) -> Option<Refusal> {
-        let now = self.settled();
-        self.0.machine.refusal(now).map(Refusal)
+        // Where a call is refused, nothing else is due.
+        let refusal = self.0.machine.refusal(self.clock().now());
+        refusal
+            .or_else(|| self.0.machine.refusal(self.settled()))
+            .map(Refusal)
     }
 
     /// Refuses a call because of what was told ahead of it, even if another would pass by now.
+    #[inline]
+    pub(crate) fn refuse(&self, refusal: &Refusal) -> Rejected {
+        self.reject(self.refused(refusal))
+    }
+
+    // Not cold either.
+    #[inline(never)]
+    fn refused(&self, refusal: &Refusal) -> Refused {
+        // The service may have been ready for long, so how long to wait is read off now.
+        let rejected = self.0.machine.refuse(self.clock().now());
+        let rejected = rejected.unwrap_or_else(|| self.refuse_what_is_due(refusal));
+        self.tell_refusal(rejected)
+    }
+
     #[cold]
-    pub(crate) fn refuse(&self, Refusal(told): Refusal) -> Rejected {
-        let now = self.settled();
-        let due = machine::Rejected {
-            retry_after: told.retry_after.map(|_| Duration::ZERO),
-            ..told
-        };
-        let rejected = self.0.machine.refusal(now).unwrap_or(due);
-        self.0.machine.count_refusal();
-        self.reject(rejected)
+    fn refuse_what_is_due(&self, &Refusal(told): &Refusal) -> machine::Rejected {
+        let refused = self.0.machine.refuse(self.settled());
+        refused.unwrap_or_else(|| {
+            self.0.machine.count_refusal();
+            machine::Rejected {
+                retry_after: told.retry_after.map(|_| Duration::ZERO),
+                ..told
+            }
+        })
     }
 
     /// Admits a call if all calls pass and none is watched.
@@ -98,7 +111,7 @@ impl CircuitBreaker {
     /// Admits a call and watches it where that is asked for, or says why not.
     #[cold]
     pub(crate) fn admit_or_refuse(&self) -> Result<Admission, Rejected> {
-        let mut permit = self.acquire()?;
+        let mut permit = self.acquire().map_err(|refused| self.reject(refused))?;
         if self.0.machine.watches() {
             permit = self.watch(permit)?;
         }
@@ -107,12 +120,8 @@ impl CircuitBreaker {
 
     #[inline]
     fn admission(&self, permit: machine::Permit) -> Admission {
-        let breaker = match SPARE.try_with(Cell::take) {
-            Ok(Some(spare)) if Arc::ptr_eq(&spare.0, &self.0) => spare,
-            _ => self.clone(),
-        };
         Admission {
-            breaker: Some(breaker),
+            breaker: Some(CircuitBreaker(spare::take(&SPARE, &self.0))),
             permit: Some(permit),
         }
     }

@@ -99,7 +99,15 @@ macro_rules! permit {
 
 permit!(Permit<'_>, OwnedPermit);
 
-impl Permit<'_> {
+impl<'a> Permit<'a> {
+    #[inline]
+    pub(super) fn new(breaker: &'a CircuitBreaker, permit: machine::Permit) -> Self {
+        Self {
+            breaker,
+            inner: Some(permit),
+        }
+    }
+
     /// The same leave, as a permit that borrows nothing.
     pub fn into_owned(mut self) -> OwnedPermit {
         OwnedPermit {

@@ -2,16 +2,18 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
+use kailash_core::circuit_breaker as machine;
+
 use super::{Cause, State};
+use crate::Name;
 
 /// Why a breaker refused a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// The breaker's name.
-    pub name: Arc<str>,
+    pub name: Name,
     /// [`State::Open`]; or [`State::HalfOpen`] when all probes are in flight, or chance decided so on
     /// the ramp.
     pub state: State,
@@ -21,6 +23,61 @@ pub struct Rejected {
     pub retry_after: Option<Duration>,
     /// Why the breaker opened.
     pub cause: Cause,
+}
+
+/// What a [`Rejected`] is made of, once the refusal was counted and told.
+///
+/// It is small enough to be taken apart by whoever is refused, who writes the `Rejected` to where it stays. One
+/// that is written in parts and moved at once must be all in memory before it can be read in larger parts: that
+/// takes as long as to refuse.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused {
+    retry_after: Option<Duration>,
+    // Not two fields that a move would read as one.
+    by: By,
+    cause: Cause,
+}
+
+/// What refuses calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Opening,
+    Force,
+    HalfOpen,
+}
+
+impl From<machine::Rejected> for Refused {
+    #[inline]
+    fn from(rejected: machine::Rejected) -> Self {
+        let by = match rejected.state {
+            State::HalfOpen => By::HalfOpen,
+            _ if rejected.forced => By::Force,
+            _ => By::Opening,
+        };
+        Self {
+            retry_after: rejected.retry_after,
+            by,
+            cause: rejected.cause,
+        }
+    }
+}
+
+impl Refused {
+    /// The refusal of the breaker with this name.
+    #[inline]
+    pub(super) fn by(self, name: Name) -> Rejected {
+        let state = match self.by {
+            By::HalfOpen => State::HalfOpen,
+            By::Opening | By::Force => State::Open,
+        };
+        Rejected {
+            name,
+            state,
+            forced: self.by == By::Force,
+            retry_after: self.retry_after,
+            cause: self.cause,
+        }
+    }
 }
 
 impl fmt::Display for Rejected {

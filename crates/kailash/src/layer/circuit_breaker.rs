@@ -1,7 +1,8 @@
 //! The circuit breaker as a tower layer.
 //!
 //! - **Ready**: while the breaker refuses calls the service is ready at once, and the call is
-//!   answered with the refusal. The service within is not asked, so one that is never ready stops
+//!   answered with the refusal, as of the call: a service may be kept ready for long, and how long
+//!   to wait must be true then. The service within is not asked, so one that is never ready stops
 //!   no refusal. Else the service is as ready as the one within, and that very instance gets the
 //!   call.
 //! - **Probes**: a half-open breaker's slot is taken by the call, not by readiness: a service that
@@ -164,17 +165,14 @@ where
         {
             return self.admitted(admission, request);
         }
-        let admission = match self.refusal.take() {
-            Some(refusal) => Err(self.breaker.refuse(refusal)),
-            None => self.breaker.admit_or_refuse(),
-        };
-        match admission {
+        if let Some(refusal) = &self.refusal {
+            let rejected = self.breaker.refuse(refusal);
+            self.refusal = None;
+            return ResponseFuture::rejected(rejected);
+        }
+        match self.breaker.admit_or_refuse() {
             Ok(admission) => self.admitted(admission, request),
-            Err(rejected) => ResponseFuture {
-                state: State::Rejected {
-                    rejected: Some(rejected),
-                },
-            },
+            Err(rejected) => ResponseFuture::rejected(rejected),
         }
     }
 }
@@ -220,6 +218,17 @@ pin_project! {
         Rejected {
             rejected: Option<Rejected>,
         },
+    }
+}
+
+impl<F, C> ResponseFuture<F, C> {
+    #[inline]
+    fn rejected(rejected: Rejected) -> Self {
+        Self {
+            state: State::Rejected {
+                rejected: Some(rejected),
+            },
+        }
     }
 }
 
