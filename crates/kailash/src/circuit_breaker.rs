@@ -41,7 +41,7 @@ mod rejected;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -85,8 +85,9 @@ pub struct CircuitBreaker(Arc<Shared>);
 #[repr(C)]
 struct Shared {
     context: Arc<Context>,
-    /// Whether somebody may want to hear of calls. The first call that finds nobody clears it.
-    tells_calls: AtomicBool,
+    /// How often somebody began to want to hear of calls, since the call that last found nobody and
+    /// set it to zero.
+    listeners_came: AtomicU32,
     /// Made when somebody first wants to know.
     audience: OnceLock<Box<Audience>>,
     name: Arc<str>,
@@ -125,7 +126,7 @@ impl CircuitBreaker {
         Ok(Self(Arc::new(Shared {
             machine: Machine::new(&config)?,
             context,
-            tells_calls: AtomicBool::new(false),
+            listeners_came: AtomicU32::new(0),
             audience: OnceLock::new(),
             name,
             journal: Mutex::new(Journal::new(config)),
@@ -469,7 +470,7 @@ impl CircuitBreaker {
 
     #[inline]
     fn tells_calls(&self) -> bool {
-        self.0.tells_calls.load(Ordering::Relaxed)
+        self.0.listeners_came.load(Ordering::Relaxed) != 0
     }
 
     #[inline]

@@ -513,6 +513,35 @@ fn every_kind_of_event_is_told() {
 }
 
 #[test]
+fn who_subscribes_while_a_call_finds_nobody_hears_of_the_next_call_and_refusal() {
+    for _ in 0..500 {
+        let breaker = CircuitBreaker::new("test", Config::default()).unwrap();
+        // The next call looks for somebody.
+        drop(breaker.subscribe());
+        let mut events = std::thread::scope(|scope| {
+            scope.spawn(|| breaker.call_sync(|| Ok::<_, ()>(())));
+            let events = breaker.subscribe();
+            breaker.try_acquire().unwrap().ignore();
+            breaker.force_open();
+            assert!(breaker.try_acquire().is_err());
+            events
+        });
+        let kinds: Vec<_> = heard(&mut events).into_iter().map(|it| it.kind).collect();
+        assert!(kinds.contains(&EventKind::Rejected), "{kinds:?}");
+        let is_own = |kind: &EventKind| {
+            matches!(
+                kind,
+                EventKind::Ended {
+                    outcome: Outcome::Ignored,
+                    ..
+                }
+            )
+        };
+        assert!(kinds.iter().any(is_own), "{kinds:?}");
+    }
+}
+
+#[test]
 fn a_registrys_subscriber_hears_of_breakers_made_later_and_of_keys() {
     let manager = Manager::new();
     let mut events = manager.subscribe();

@@ -107,7 +107,7 @@ impl CircuitBreaker {
 
     /// Has calls look for those who want to hear of them.
     pub(super) fn mind_calls(&self) {
-        self.0.tells_calls.store(true, Ordering::SeqCst);
+        self.0.listeners_came.fetch_add(1, Ordering::SeqCst);
     }
 
     /// As [`CircuitBreaker::mind_calls`], if anybody wants to hear of the registry's calls.
@@ -129,12 +129,15 @@ impl CircuitBreaker {
     /// A call ended so, after this long.
     #[cold]
     pub(super) fn tell_end(&self, outcome: Outcome, ran: Option<Duration>) {
+        let came = self.0.listeners_came.load(Ordering::SeqCst);
         if !self.wants_calls() {
-            self.0.tells_calls.store(false, Ordering::SeqCst);
-            // Somebody may have come in between.
-            if self.wants_calls() {
-                self.mind_calls();
-            }
+            // Not if somebody has come in between.
+            let _ = self.0.listeners_came.compare_exchange(
+                came,
+                0,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            );
             return;
         }
         let context = &self.0.context;
