@@ -40,8 +40,7 @@ pub struct Name(
 
 impl Name {
     /// A name that others hold too.
-    // Kept out of whatever may be refused, which would be longer for it and no faster.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn of(shared: &Arc<str>) -> Self {
         Self(Some(spare::take(&SPARE, shared)))
     }
