@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use kailash_core::time::{Timestamp, nanos};
+use kailash_core::time::Timestamp;
 use tokio::sync::Notify;
 
 /// Where a shell takes the time from.
@@ -129,9 +129,12 @@ pub fn wall_time() -> SystemTime {
 pub struct ManualClock(Arc<Hand>);
 
 impl ManualClock {
-    /// Moves the clock forward, and wakes what sleeps on it.
+    /// Moves the clock forward, at most to [`Timestamp::NEVER`], and wakes what sleeps on it.
     pub fn advance(&self, by: Duration) {
-        self.0.nanos.fetch_add(nanos(by), Ordering::AcqRel);
+        let nanos = &self.0.nanos;
+        nanos.update(Ordering::AcqRel, Ordering::Acquire, |now| {
+            (Timestamp::from_nanos(now) + by).as_nanos()
+        });
         self.0.moved.notify_waiters();
     }
 }
@@ -161,6 +164,18 @@ mod tests {
         assert!(futures_util::poll!(&mut sleep).is_pending());
         hand.advance(Duration::from_secs(1));
         assert!(futures_util::poll!(&mut sleep).is_ready());
+    }
+
+    #[test]
+    fn a_manual_clock_stops_at_the_latest_time_and_never_goes_back() {
+        let (clock, hand) = Clock::manual();
+        hand.advance(Duration::from_secs(1));
+        for _ in 0..2 {
+            hand.advance(Duration::MAX);
+            assert_eq!(clock.now(), Timestamp::NEVER);
+        }
+        hand.advance(Duration::from_nanos(1));
+        assert_eq!(clock.now(), Timestamp::NEVER);
     }
 
     #[tokio::test(start_paused = true)]
