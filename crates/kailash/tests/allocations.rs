@@ -146,6 +146,25 @@ fn a_look_up_allocates_nothing_by_name_or_by_key() {
 }
 
 #[test]
+fn a_look_up_with_the_settings_it_has_allocates_nothing() {
+    let manager = Manager::new();
+    let config = Config {
+        failure_threshold: 7,
+        ..Config::default()
+    };
+    let group = KeyedConfig {
+        breaker: config.clone(),
+        ..KeyedConfig::default()
+    };
+    let look = || {
+        assert!(manager.get_or_create("b", config.clone()).is_ok());
+        assert!(manager.keyed("host", group.clone()).is_ok());
+    };
+    look();
+    assert_eq!(allocations(|| (0..1000).for_each(|_| look())), 0);
+}
+
+#[test]
 fn a_breaker_with_the_default_settings_takes_no_more_than_512_bytes() {
     let manager = Manager::new();
     let config = KeyedConfig {

@@ -332,17 +332,24 @@ fn same_settings(
     let Some(wanted) = wanted else {
         return Ok(breaker);
     };
-    let differences = {
-        let config = Arc::clone(&breaker.journal().config);
-        config.differences(wanted)
-    };
-    other_settings(breaker.name(), differences)?;
+    let config = Arc::clone(&breaker.journal().config);
+    // Asked first, since the differences are texts.
+    if *config == *wanted {
+        return Ok(breaker);
+    }
+    other_settings(breaker.name(), config.differences(wanted))?;
     Ok(breaker)
 }
 
 fn same_group_settings(keyed: Keyed, wanted: Option<&KeyedConfig>) -> Result<Keyed, CreateError> {
-    let differences = wanted.map(|wanted| keyed.config().differences(wanted));
-    other_settings(keyed.name(), differences.unwrap_or_default())?;
+    let Some(wanted) = wanted else {
+        return Ok(keyed);
+    };
+    let config = keyed.config();
+    if config == *wanted {
+        return Ok(keyed);
+    }
+    other_settings(keyed.name(), config.differences(wanted))?;
     Ok(keyed)
 }
 
