@@ -545,7 +545,11 @@ impl CircuitBreaker {
     }
 
     /// When time alone changes the state.
+    ///
+    /// Asked in its turn: a probe is admitted before it has its lease, and who waits until the lease
+    /// is over is told of none that comes in between.
     fn next_due(&self) -> Timestamp {
+        let _turn = self.journal();
         let due = self.0.machine.next_due(self.clock().now());
         due.unwrap_or(Timestamp::NEVER)
     }

@@ -67,3 +67,77 @@ impl CircuitBreaker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::task::{Context, Wake, Waker};
+    use std::time::Duration;
+
+    use super::super::{Config, Outcome};
+    use super::*;
+    use crate::clock::Clock;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    // One round may miss a fault, since two threads must meet for it to show.
+    #[test]
+    fn whoever_waits_while_a_probe_is_being_admitted_is_woken_when_its_lease_is_over() {
+        for _ in 0..100 {
+            wait_while_a_probe_is_admitted();
+        }
+    }
+
+    fn wait_while_a_probe_is_admitted() {
+        let config = |max_wait_duration_in_half_open| Config {
+            half_open_requests: 1,
+            initial_state: State::HalfOpen,
+            max_wait_duration_in_half_open,
+            ..Config::default()
+        };
+        let (clock, hand) = Clock::manual();
+        let breaker = CircuitBreaker::with_clock("test", config(Duration::ZERO), clock);
+        let breaker = breaker.expect("the config is right");
+        let minute = Duration::from_secs(60);
+        let wakes = Arc::new(Wakes::default());
+        let (looked, has_looked) = mpsc::channel();
+        // It has no limit, so that time changes nothing while it is in flight.
+        let first = breaker.0.machine.try_acquire(Timestamp::ZERO, 0.5).0;
+        let first = first.expect("a slot is free");
+        std::thread::scope(|scope| {
+            let waiting = breaker.change(|machine, now, draw, _| {
+                let waiting = scope.spawn(|| {
+                    let waker = Waker::from(Arc::clone(&wakes));
+                    let may_admit = || {
+                        let may = breaker.0.machine.may_admit(breaker.clock().now());
+                        looked.send(may).expect("somebody listens");
+                        may
+                    };
+                    let mut ready = Box::pin(breaker.wait_until(may_admit, || breaker.next_due()));
+                    let context = &mut Context::from_waker(&waker);
+                    assert!(ready.as_mut().poll(context).is_pending());
+                    ready
+                });
+                // To who looks, a probe between its place and its lease is one without a limit.
+                assert_eq!(has_looked.recv(), Ok(false));
+                let limited = machine.reconfigure(&config(minute), now);
+                limited.expect("the config is right");
+                let _ = machine.record(first, Outcome::Ignored, Some(now));
+                assert!(machine.try_acquire(now, draw).0.is_ok());
+                waiting
+            });
+            let _ready = waiting.join().expect("it did not panic");
+            hand.advance(minute);
+            assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        });
+    }
+}
