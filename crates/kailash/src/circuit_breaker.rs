@@ -463,6 +463,11 @@ impl CircuitBreaker {
         kept.map(|news| (*news, now.since(news.at))).collect()
     }
 
+    /// Whether it has not changed its state since it was made.
+    fn is_as_made(&self) -> bool {
+        self.journal().kept().next().is_none()
+    }
+
     /// Frees the slots of all probes in flight, which decide nothing any more.
     ///
     /// For the child of a fork: the calls that hold them go on in its parent, and so does whoever

@@ -144,12 +144,17 @@ type Bring = fn(&CircuitBreaker, &ManualClock);
 
 #[test]
 fn what_must_not_be_forgotten_is_not_forgotten() {
-    let protected: [(&str, Bring); 6] = [
+    let protected: [(&str, Bring); 7] = [
         ("open", |it, _| fail(it, 3)),
         ("half-open", |it, hand| {
             fail(it, 3);
             hand.advance(S(60));
             it.try_acquire().unwrap().ignore();
+        }),
+        ("a probe in flight", |it, hand| {
+            fail(it, 3);
+            hand.advance(S(60));
+            std::mem::forget(it.try_acquire().unwrap());
         }),
         ("forced open", |it, _| it.force_open()),
         ("disabled", |it, _| it.disable()),
@@ -200,6 +205,153 @@ fn failures_are_no_longer_a_reason_to_remember_once_they_are_old() {
     assert_eq!(hosts.forget_idle(), 0);
     hand.advance(S(1));
     assert_eq!(hosts.forget_idle(), 1);
+}
+
+#[test]
+fn a_host_that_died_is_forgotten_some_day() {
+    let (hosts, hand) = group(KeyedConfig {
+        capacity: 1000,
+        ..small()
+    });
+    for pod in 0..5000 {
+        fail(&hosts.get(&pod.to_string()), 3);
+    }
+    hosts.get("told").force_open();
+    assert_eq!(hosts.len(), 5001, "none is forgotten while it is open");
+    hand.advance(S(3599));
+    assert_eq!(
+        hosts.forget_idle(),
+        0,
+        "their waits are over for not as long"
+    );
+    hand.advance(S(1));
+    assert_eq!(hosts.forget_idle(), 5000);
+    assert!(hosts.find("told").is_some());
+}
+
+#[test]
+fn new_keys_push_hosts_that_died_out_without_being_told() {
+    let (hosts, hand) = group(KeyedConfig {
+        capacity: 1_000_000,
+        failures_kept: S(600),
+        ..small()
+    });
+    for pod in 0..10_000 {
+        fail(&hosts.get(&pod.to_string()), 3);
+        hand.advance(S(1));
+    }
+    assert!(hosts.len() < 2000, "{} keys are left", hosts.len());
+}
+
+// Whoever picks the keys must not fill the memory.
+#[test]
+fn a_flood_of_keys_that_fail_stays_within_the_capacity_and_pushes_nothing_out_that_must_stay() {
+    let (hosts, hand) = group(KeyedConfig {
+        capacity: 1000,
+        ..small()
+    });
+    let name_of = |key: &str| hosts.find(key).map(|it| Arc::clone(it.name()));
+    let open: Vec<_> = (0..500).map(|n| format!("open {n}")).collect();
+    open.iter().for_each(|key| fail(&hosts.get(key), 3));
+    let held: Vec<_> = (0..100).map(|n| hosts.get(&format!("held {n}"))).collect();
+    let names: Vec<_> = open.iter().map(|key| name_of(key)).collect();
+    for n in 0..100_000 {
+        fail(&hosts.get(&format!("flood {n}")), 1);
+        hand.advance(Duration::from_micros(1));
+        assert!(hosts.len() <= 1600, "{} keys after {n}", hosts.len());
+    }
+    assert_eq!(hosts.snapshot().open, 500);
+    for (key, name) in open.iter().zip(names) {
+        assert!(Arc::ptr_eq(&name_of(key).unwrap(), &name.unwrap()), "{key}");
+    }
+    for host in held {
+        let key = host.name().strip_prefix("host/").unwrap();
+        assert!(Arc::ptr_eq(&name_of(key).unwrap(), host.name()), "{key}");
+    }
+}
+
+#[test]
+fn however_many_are_open_no_more_closed_ones_are_kept_than_the_capacity() {
+    let (hosts, _) = group(small());
+    for n in 0..1000 {
+        fail(&hosts.get(&format!("open {n}")), 3);
+    }
+    for n in 0..1000 {
+        fail(&hosts.get(&n.to_string()), 1);
+        assert!(hosts.len() <= 1010);
+    }
+    let seen = hosts.snapshot();
+    assert_eq!((seen.keys, seen.open), (1010, 1000));
+}
+
+#[test]
+fn hosts_that_died_are_no_more_than_the_capacity_and_push_no_live_one_out() {
+    let (hosts, hand) = group(KeyedConfig {
+        capacity: 100,
+        ..small()
+    });
+    let live: Vec<_> = (0..20).map(|n| format!("live {n}")).collect();
+    live.iter().for_each(|key| fail(&hosts.get(key), 2));
+    for pod in 0..10_000 {
+        fail(&hosts.get(&pod.to_string()), 3);
+        let _ = hosts.get(&live[pod % 20]);
+        hand.advance(S(1));
+        // Each waits for a minute, in which it must not be forgotten.
+        assert!(hosts.len() <= 100 + 100 + 60, "{} keys", hosts.len());
+    }
+    for key in &live {
+        fail(&hosts.get(key), 1);
+        assert_eq!(hosts.get(key).state(), State::Open, "{key}");
+    }
+}
+
+#[test]
+fn a_full_group_forgets_first_what_has_not_failed_and_then_what_was_idle_longest() {
+    let (hosts, hand) = group(small());
+    for n in 0..10 {
+        let host = hosts.get(&n.to_string());
+        if n < 8 {
+            fail(&host, 1);
+        } else {
+            host.record_success();
+        }
+        hand.advance(Duration::from_millis(1));
+    }
+    let _ = hosts.get("0");
+    let kept = || {
+        let kept = (0..10).filter(|n: &u32| hosts.find(&n.to_string()).is_some());
+        kept.collect::<Vec<_>>()
+    };
+    for (key, left) in [
+        ("a", &[0, 1, 2, 3, 4, 5, 6, 7, 9][..]),
+        ("b", &[0, 1, 2, 3, 4, 5, 6, 7]),
+        ("c", &[0, 2, 3, 4, 5, 6, 7]),
+        ("d", &[0, 3, 4, 5, 6, 7]),
+    ] {
+        hand.advance(Duration::from_millis(1));
+        fail(&hosts.get(key), 1);
+        assert_eq!(kept(), left, "{key}");
+    }
+}
+
+#[test]
+fn breakers_that_begin_disabled_or_metrics_only_are_forgotten_unless_somebody_told_them_to() {
+    for initial_state in [State::Disabled, State::MetricsOnly] {
+        let breaker = Config {
+            initial_state,
+            ..breaker_config()
+        };
+        let (hosts, hand) = group(KeyedConfig { breaker, ..small() });
+        hosts.get("told").enable();
+        hosts.get("told").metrics_only();
+        for n in 0..1000 {
+            fail(&hosts.get(&n.to_string()), 1);
+            assert!(hosts.len() <= 11);
+        }
+        hand.advance(S(3600));
+        assert_eq!(hosts.forget_idle(), 10);
+        assert!(hosts.find("told").is_some());
+    }
 }
 
 #[test]
@@ -362,7 +514,41 @@ proptest! {
             let sum = listed.fold(now.other, |sum, counts| sum + counts);
             prop_assert_eq!(sum, now.total);
             prop_assert_eq!(hosts.snapshot().counts, now.total);
+            prop_assert_eq!(hosts.snapshot().keys, hosts.len());
             before = now;
+        }
+    }
+
+    #[test]
+    fn whatever_happens_to_the_keys_none_is_forgotten_that_is_open_or_held(
+        steps in prop::collection::vec((0_u8..9, 0_u64..40, 0_u64..100), 1..200)
+    ) {
+        let (hosts, hand) = group(KeyedConfig { capacity: 5, failures_kept: S(200), ..small() });
+        let mut held = Vec::new();
+        for (step, key, seconds) in steps {
+            let key = key.to_string();
+            let is_open = |key: &u64| {
+                let found = hosts.find(&key.to_string())?;
+                (found.state() == State::Open).then(|| (*key, Arc::clone(found.name())))
+            };
+            let open: Vec<_> = (0..40).filter_map(|key| is_open(&key)).collect();
+            let known = held.len();
+            match step {
+                0 => hosts.get(&key).record_success(),
+                1 => fail(&hosts.get(&key), 1),
+                2 | 3 => fail(&hosts.get(&key), 3),
+                4 => hosts.get(&key).force_open(),
+                5 => held.push(hosts.get(&key)),
+                6 => held.truncate(known / 2),
+                7 => hand.advance(S(seconds)),
+                _ => drop(hosts.forget_idle()),
+            }
+            let held = held.iter().take(known).map(CircuitBreaker::name);
+            for name in open.iter().map(|(_, name)| name).chain(held) {
+                let found = hosts.find(name.strip_prefix("host/").unwrap());
+                prop_assert!(found.is_some_and(|it| Arc::ptr_eq(it.name(), name)), "{}", name);
+            }
+            prop_assert_eq!(hosts.snapshot().keys, hosts.len());
         }
     }
 }

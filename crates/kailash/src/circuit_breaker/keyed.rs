@@ -2,10 +2,12 @@
 
 mod series;
 
+use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -23,9 +25,10 @@ pub use series::{KeyCounts, Series};
 /// [`Manager::keyed`](super::Manager::keyed).
 ///
 /// One bad host of ten is refused, the other nine are not. A breaker is called `GROUP/KEY`, is made
-/// when its key is first asked for, and is forgotten when its key has not been asked for in a while.
-/// It is never forgotten while it is anything but closed, while somebody holds it (so while a call is
-/// in flight), or while its window holds failures or slow calls that may yet trip it.
+/// when its key is first asked for, and is forgotten when its key has not been asked for in a while,
+/// much later if its window holds failures or slow calls that may yet trip it, or if it waits for a
+/// probe. It is never forgotten while it is open, while somebody holds it (so while a call is in
+/// flight), or while it is in a state that somebody told it to be in.
 ///
 /// ```
 /// use kailash::circuit_breaker::{KeyedConfig, Manager, State};
@@ -46,13 +49,16 @@ pub struct Keyed(Arc<Group>);
 pub struct KeyedConfig {
     /// The settings of each breaker.
     pub breaker: Config,
-    /// Keys beyond this many have those that were idle longest forgotten: 1 to 16,777,216, default
-    /// 1,000,000. Breakers that must not be forgotten may take the group beyond it.
+    /// How many closed breakers are kept, and how many others besides: 1 to 16,777,216, default
+    /// 1,000,000. An insertion beyond it looks at a few, and forgets the one that was idle longest: of
+    /// the closed, one with failures or slow calls in its window only if all of them have some; of the
+    /// others, a half-open one. Breakers that must not be forgotten may take the group beyond it.
     pub capacity: u32,
     /// A key that was not asked for in this long is forgotten: above zero, default 10 min.
     pub idle_timeout: Duration,
-    /// How long a key is remembered for the failures and slow calls in its window after it was last
-    /// asked for, however full the group is: default 24 h; less than `idle_timeout` counts as equal.
+    /// How long a key is remembered for the failures and slow calls in its window, or for an opening
+    /// whose wait is over, after it was last asked for: default 24 h; less than `idle_timeout` counts
+    /// as equal. Beyond `capacity` they go sooner.
     pub failures_kept: Duration,
     /// Keys with a metric series of their own, the rest being one: 0 to 1,000, default 20.
     pub series: u32,
@@ -137,7 +143,7 @@ pub(super) struct Group {
     reconfiguring: Mutex<()>,
     hasher: RandomState,
     shards: Box<[Shard]>,
-    keys: AtomicUsize,
+    sizes: Arc<Sizes>,
     listed: Mutex<Listed>,
 }
 
@@ -148,19 +154,58 @@ struct Settings {
     breaker: Arc<Config>,
 }
 
+/// How many keys a group has, in all its shards.
+#[derive(Default)]
+struct Sizes {
+    keys: AtomicUsize,
+    set_aside: AtomicUsize,
+}
+
+impl Sizes {
+    fn keys(&self) -> usize {
+        self.keys.load(Ordering::Relaxed)
+    }
+
+    fn set_aside(&self) -> usize {
+        self.set_aside.load(Ordering::Relaxed)
+    }
+}
+
 /// A line of its own, so that two shards' locks do not share one.
 #[repr(align(64))]
-#[derive(Default)]
 struct Shard(RwLock<Entries>);
 
-#[derive(Default)]
 struct Entries {
+    /// First those that are set aside: what was found there is not closed or is held. They make no
+    /// room and need none, so that many of them do not push the closed ones out.
     entries: IndexSet<Entry, BuildPassed>,
+    set_aside: usize,
     /// Where the next look for idle entries begins.
     hand: usize,
+    /// Where an entry that makes room was last looked for, as a share of a whole of 2^64.
+    place: u64,
     forgotten: u64,
     /// What the forgotten breakers had counted.
     forgotten_counts: Counts,
+    sizes: Arc<Sizes>,
+}
+
+/// What is lost with an entry that is forgotten, the least first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Loss {
+    Nothing,
+    /// Failures or slow calls in its window, which may yet trip it.
+    Evidence,
+    /// That the next calls have to be probes.
+    Opening,
+    /// An opening that is not over, a probe or a call in flight, or what somebody told it.
+    TooMuch,
+}
+
+impl Loss {
+    fn sets_aside(self) -> bool {
+        self >= Self::Opening
+    }
 }
 
 struct Entry {
@@ -183,16 +228,31 @@ impl Entry {
         self.used.store(now.as_nanos(), Ordering::Relaxed);
     }
 
-    /// Whether the breaker may be forgotten. Asked under the shard's write lock, where nobody can
+    /// What is lost if the entry is forgotten. Asked under the shard's write lock, where nobody can
     /// come to hold it meanwhile.
-    fn may_go(&self, now: Timestamp, config: &KeyedConfig) -> bool {
+    fn loss(&self, now: Timestamp) -> Loss {
         if Arc::strong_count(&self.breaker.0) > 1 {
-            return false;
+            return Loss::TooMuch;
         }
+        // What was done by whoever held it last is seen from here on.
+        fence(Ordering::Acquire);
         let seen = self.breaker.0.machine.snapshot(now);
-        let evidence = seen.window_failures + seen.window_slow + seen.consecutive_failures;
-        seen.state == State::Closed
-            && (evidence == 0 || self.idle(now) >= config.failures_kept.max(config.idle_timeout))
+        match seen.state {
+            State::HalfOpen if seen.probes_in_flight == 0 => return Loss::Opening,
+            State::Closed => {}
+            // Nobody told it: the next of this key begins so too.
+            State::Disabled | State::MetricsOnly if self.breaker.is_as_made() => {}
+            _ => return Loss::TooMuch,
+        }
+        let evidence = [
+            seen.window_failures,
+            seen.window_slow,
+            seen.consecutive_failures,
+        ];
+        if evidence == [0; 3] {
+            return Loss::Nothing;
+        }
+        Loss::Evidence
     }
 }
 
@@ -251,7 +311,7 @@ impl Hasher for Passed {
 const MOST_SHARDS: usize = 64;
 /// How many entries an insertion looks at, so that idle ones go without a task of their own.
 const LOOKS: usize = 8;
-/// Among how many the one that was idle longest must go where there is no room.
+/// Among how many one must go where there is no room.
 const SAMPLE: usize = 16;
 
 impl Shard {
@@ -265,43 +325,143 @@ impl Shard {
 }
 
 impl Entries {
+    fn new(sizes: &Arc<Sizes>) -> Self {
+        Self {
+            entries: IndexSet::default(),
+            set_aside: 0,
+            hand: 0,
+            place: 0,
+            forgotten: 0,
+            forgotten_counts: Counts::default(),
+            sizes: Arc::clone(sizes),
+        }
+    }
+
     /// Forgets those of the next `looks` entries that were idle too long.
-    fn sweep(&mut self, looks: usize, now: Timestamp, config: &KeyedConfig) -> usize {
-        let before = self.entries.len();
-        for _ in 0..looks.min(before) {
+    fn sweep(&mut self, looks: usize, now: Timestamp, config: &KeyedConfig) {
+        for _ in 0..looks.min(self.entries.len()) {
             if self.hand >= self.entries.len() {
                 self.hand = 0;
             }
-            let Some(entry) = self.entries.get_index(self.hand) else {
-                break;
-            };
-            if entry.idle(now) >= config.idle_timeout && entry.may_go(now, config) {
-                // The last entry takes its place, and is looked at next.
-                self.forget(self.hand);
+            self.look(now, config);
+        }
+    }
+
+    /// Forgets all that were idle too long.
+    fn sweep_all(&mut self, now: Timestamp, config: &KeyedConfig) {
+        self.hand = 0;
+        while self.hand < self.entries.len() {
+            self.look(now, config);
+        }
+    }
+
+    /// Looks at the entry at the hand. If it goes or moves, the next has its place, else the hand
+    /// moves on.
+    fn look(&mut self, now: Timestamp, config: &KeyedConfig) {
+        let is_aside = self.hand < self.set_aside;
+        let Some(entry) = self.entries.get_index(self.hand) else {
+            return;
+        };
+        let idle = entry.idle(now);
+        if idle < config.idle_timeout && !is_aside {
+            self.hand += 1;
+            return;
+        }
+        let loss = entry.loss(now);
+        let kept_for = match loss {
+            Loss::Nothing => config.idle_timeout,
+            Loss::Evidence | Loss::Opening => config.failures_kept.max(config.idle_timeout),
+            Loss::TooMuch => Duration::MAX,
+        };
+        if idle >= kept_for {
+            self.forget(self.hand);
+        } else if loss.sets_aside() != is_aside {
+            self.change_sides(self.hand);
+        } else {
+            self.hand += 1;
+        }
+    }
+
+    /// Makes room where there is none: on the side of the closed, and on that of the others.
+    fn make_room(&mut self, now: Timestamp, capacity: usize) {
+        if self.sizes.set_aside() > capacity {
+            self.make_room_among(0..self.set_aside, now);
+        }
+        if self.sizes.keys().saturating_sub(self.sizes.set_aside()) >= capacity {
+            self.make_room_among(self.set_aside..self.entries.len(), now);
+        }
+    }
+
+    /// Looks at a few from all over one side, first at the one that was idle longest, until one goes:
+    /// to the other side if it belongs there, else for good. One with evidence goes if no other does.
+    fn make_room_among(&mut self, side: Range<usize>, now: Timestamp) {
+        let len = side.len();
+        let is_aside = side.start < self.set_aside;
+        let mut sample = [(Duration::ZERO, 0); SAMPLE];
+        let sample = &mut sample[..SAMPLE.min(len)];
+        for (look, place) in sample.iter_mut().enumerate() {
+            // Where there are only a few, each is looked at.
+            let offset = if len > SAMPLE {
+                self.somewhere(len)
             } else {
-                self.hand += 1;
+                look
+            };
+            let at = side.start + offset;
+            *place = (self.entries[at].idle(now), at);
+        }
+        sample.sort_unstable_by_key(|&(idle, _)| Reverse(idle));
+        let mut with_evidence = None;
+        for &(_, at) in &*sample {
+            let loss = self.entries[at].loss(now);
+            if loss.sets_aside() != is_aside {
+                return self.change_sides(at);
+            }
+            match loss {
+                Loss::Nothing | Loss::Opening => return self.forget(at),
+                Loss::Evidence => with_evidence = with_evidence.or(Some(at)),
+                Loss::TooMuch => {}
             }
         }
-        before - self.entries.len()
+        if let Some(at) = with_evidence {
+            self.forget(at);
+        }
     }
 
-    /// Forgets the one that was idle longest among the next few that may go.
-    fn make_room(&mut self, now: Timestamp, config: &KeyedConfig) -> usize {
-        let len = self.entries.len();
-        let sample = (0..SAMPLE.min(len)).map(|step| (self.hand + step) % len);
-        let mut candidates: Vec<usize> = sample.collect();
-        candidates.sort_unstable_by_key(|&at| std::cmp::Reverse(self.entries[at].idle(now)));
-        let found = candidates
-            .into_iter()
-            .find(|&at| self.entries[at].may_go(now, config));
-        self.hand = (self.hand + SAMPLE).checked_rem(len).unwrap_or(0);
-        let Some(found) = found else { return 0 };
-        self.forget(found);
-        1
+    /// A place below `len`, each time another one, so that any few in a row lie evenly over it.
+    fn somewhere(&mut self, len: usize) -> usize {
+        // Steps by the golden section.
+        self.place = self.place.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        ((u128::from(self.place) * len as u128) >> 64) as usize
     }
 
+    fn insert(&mut self, entry: Entry) {
+        self.entries.insert(entry);
+        self.sizes.keys.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sets an entry aside, or takes it back. Another has its place then.
+    fn change_sides(&mut self, index: usize) {
+        if index < self.set_aside {
+            self.set_aside -= 1;
+            self.sizes.set_aside.fetch_sub(1, Ordering::Relaxed);
+            self.entries.swap_indices(index, self.set_aside);
+        } else {
+            self.entries.swap_indices(index, self.set_aside);
+            self.set_aside += 1;
+            self.sizes.set_aside.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets an entry. Another has its place then.
     fn forget(&mut self, index: usize) {
+        let index = if index < self.set_aside {
+            self.change_sides(index);
+            self.set_aside
+        } else {
+            index
+        };
         if let Some(entry) = self.entries.swap_remove_index(index) {
+            self.sizes.keys.fetch_sub(1, Ordering::Relaxed);
             self.forgotten += 1;
             self.forgotten_counts = self.forgotten_counts + entry.breaker.counts();
         }
@@ -318,6 +478,7 @@ impl Group {
         // With few keys a shard each would fill unevenly.
         let shards = (config.capacity as usize / 64).next_power_of_two();
         let breaker = Arc::new(config.breaker.clone());
+        let sizes = Arc::new(Sizes::default());
         Ok(Keyed(Arc::new(Self {
             name: name.into(),
             context: Arc::new(context.of_group(name.len() + 1)),
@@ -325,9 +486,9 @@ impl Group {
             reconfiguring: Mutex::default(),
             hasher: RandomState::new(),
             shards: (0..shards.min(MOST_SHARDS))
-                .map(|_| Shard::default())
+                .map(|_| Shard(RwLock::new(Entries::new(&sizes))))
                 .collect(),
-            keys: AtomicUsize::new(0),
+            sizes,
             listed: Mutex::default(),
         })))
     }
@@ -356,23 +517,17 @@ impl Group {
         let name = format!("{}/{}", self.name, key.key).into();
         let breaker = CircuitBreaker::within(Arc::clone(&self.context), name, breaker);
         let breaker = breaker.expect("a group's settings are checked");
-        let mut gone = entries.sweep(LOOKS, now, &config);
+        entries.sweep(LOOKS, now, &config);
         // Two for one, until a group that grew beyond its capacity is back within it.
-        while gone < 2 && self.keys.load(Ordering::Relaxed) >= config.capacity as usize + gone {
-            match entries.make_room(now, &config) {
-                0 => break,
-                made => gone += made,
-            }
+        for _ in 0..2 {
+            entries.make_room(now, config.capacity as usize);
         }
-        entries.entries.insert(Entry {
+        entries.insert(Entry {
             breaker: breaker.clone(),
             hash: key.hash,
             used: AtomicU64::new(now.as_nanos()),
         });
         breaker.mind_calls_if_wanted();
-        // More than one may have gone, and one has come.
-        self.keys.fetch_add(1, Ordering::Relaxed);
-        self.keys.fetch_sub(gone, Ordering::Relaxed);
         breaker
     }
 }
@@ -415,7 +570,7 @@ impl Keyed {
     /// How many keys have a breaker now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.keys.load(Ordering::Relaxed)
+        self.0.sizes.keys()
     }
 
     /// Whether no key has a breaker now.
@@ -431,8 +586,6 @@ impl Keyed {
         let (index, entry) = entries.entries.get_full(&key)?;
         let breaker = entry.breaker.clone();
         entries.forget(index);
-        drop(entries);
-        self.0.keys.fetch_sub(1, Ordering::Relaxed);
         Some(breaker)
     }
 
@@ -444,14 +597,11 @@ impl Keyed {
         let mut forgotten = 0;
         for shard in &self.0.shards {
             let mut entries = shard.write();
-            entries.hand = 0;
-            let len = entries.entries.len();
-            let gone = entries.sweep(len, now, &config);
+            let before = entries.entries.len();
+            entries.sweep_all(now, &config);
             let left = entries.entries.len();
             entries.entries.shrink_to(left * 2);
-            drop(entries);
-            self.0.keys.fetch_sub(gone, Ordering::Relaxed);
-            forgotten += gone;
+            forgotten += before - left;
         }
         forgotten
     }
