@@ -44,6 +44,34 @@ fn many_failures_open() -> Config {
     }
 }
 
+#[test]
+fn nothing_is_slow_or_overdue_unless_both_the_threshold_and_the_rate_are_set() {
+    let opens = |threshold, rate| {
+        let (breaker, hand) = breaker(Config {
+            slow_call_threshold: threshold,
+            slow_call_rate_threshold: rate,
+            overdue_calls_enabled: true,
+            min_calls_before_evaluation: 2,
+            cancelled_counts_after: None,
+            ..many_failures_open()
+        });
+        let start = || breaker.try_acquire_owned().unwrap().watched().unwrap();
+        let hung = [start(), start()];
+        hand.advance(S(8));
+        // A call that begins is what looks for those that are overdue.
+        let is_refused = breaker
+            .try_acquire_owned()
+            .and_then(|it| it.watched())
+            .is_err();
+        hung.into_iter().for_each(|permit| permit.success());
+        (is_refused, breaker.snapshot().slow_calls)
+    };
+    assert_eq!(opens(Some(S(4)), Some(0.5)), (true, 2));
+    assert_eq!(opens(Some(S(4)), None), (false, 0));
+    assert_eq!(opens(None, Some(0.5)), (false, 0));
+    assert_eq!(opens(None, None), (false, 0));
+}
+
 #[tokio::test]
 async fn an_open_breaker_does_not_make_the_call() {
     let (breaker, hand) = breaker(one_failure_opens());

@@ -21,9 +21,11 @@ class CircuitBreakerConfig:
     result and each other exception, and answers whether it counts as a failure. `None` switches off
     a rate, slow calls, or the counting of cancelled calls. `window="time"` makes the rates look at
     the last `window_duration` instead of the last `window_size` calls. With `overdue_calls_enabled` a
-    call counts as slow while it still runs; with `ramp_enabled` a growing share of the calls passes
-    before the breaker closes. `retry_after` is asked about each failure how many seconds the
-    dependency wants to be left alone, if it says so: that is then how long an opening lasts.
+    call counts as slow while it still runs, and as failed too if it fails in the end. No call is slow
+    unless both `slow_call_threshold` and `slow_call_rate_threshold` are set. With `ramp_enabled` a
+    growing share of the calls passes before the breaker closes. `retry_after` is asked about each
+    failure how many seconds the dependency wants to be left alone, if it says so: that is then how
+    long an opening lasts.
     """
 
     failure_threshold: int = 5

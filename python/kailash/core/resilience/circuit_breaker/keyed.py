@@ -42,10 +42,12 @@ class CircuitBreakerCounts:
 class KeyedConfig:
     """The settings of a group of keys; durations in seconds, checked when it is made.
 
-    `breaker` has those of each breaker. Keys beyond `capacity` (1 to 16,777,216) have those that were
-    idle longest forgotten; breakers that must not be forgotten may take the group beyond it. A key
-    that was not asked for in `idle_timeout` is forgotten, and one with failures or slow calls in its
-    window in `failures_kept` (less than `idle_timeout` counts as equal), however full the group is.
+    `breaker` has those of each breaker. `capacity` (1 to 16,777,216) is how many closed breakers are
+    kept, and how many others besides; beyond it whichever was idle longest is forgotten, of the closed
+    a clean one first, of the others a half-open one. Breakers that must not be forgotten may take the
+    group beyond it. A key that was not asked for in `idle_timeout` is forgotten, and one with failures
+    or slow calls in its window, or in an opening whose wait is over, in `failures_kept` (less than
+    `idle_timeout` counts as equal); beyond `capacity` they go sooner.
     `series` keys (0 to 1,000) have a metric series of their own, the rest being one.
     """
 
