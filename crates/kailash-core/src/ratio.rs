@@ -30,8 +30,9 @@ impl Ratio {
     /// ```
     #[must_use]
     pub fn is_reached(self, part: u32, whole: u32) -> bool {
-        // A quotient is rounded as the threshold was when it was written: equal shares stay equal.
-        part > 0 && f64::from(part) / f64::from(whole) >= self.0
+        // A quotient is rounded as the threshold was when it was written: equal shares stay equal. And
+        // nothing of nothing is no number.
+        f64::from(part) / f64::from(whole) >= self.0
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kailash_core::bulkhead::{
-    Member, Occupancy, PartitionConfig, PartitionType, Priority, Queue, QueueOrder, Queues,
+    Entry, Member, Occupancy, PartitionConfig, PartitionType, Priority, Queue, QueueOrder, Queues,
     Released, Slots,
 };
 use kailash_core::time::Timestamp;
@@ -165,4 +165,23 @@ fn with_it_a_wait_for_less_time_than_calls_take_is_hopeless() {
     let is_hopeless = |secs| queues.is_hopeless(member, now, now + Duration::from_secs(secs));
     assert!(is_hopeless(1));
     assert!(!is_hopeless(2));
+}
+
+#[test]
+fn a_full_queue_has_a_place_only_for_whoever_is_more_urgent_than_one_in_it() {
+    let config = PartitionConfig {
+        queue_size: 1,
+        ..PartitionConfig::new("p", PartitionType::Custom)
+    };
+    let (slots, mut queue) = (Slots::new(1), Queue::new(&config));
+    slots.try_acquire().unwrap();
+    let (now, never) = (Timestamp::ZERO, Timestamp::NEVER);
+    let middle = Priority::default();
+    assert!(queue.has_place(middle));
+    assert!(matches!(
+        queue.enter(&slots, middle, now, never, 1),
+        Entry::Waiting { .. }
+    ));
+    assert!(!queue.has_place(middle));
+    assert!(queue.has_place(Priority::MOST_URGENT));
 }

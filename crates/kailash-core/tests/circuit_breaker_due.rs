@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use kailash_core::circuit_breaker::{
-    Cause, Config, Machine, Outcome, State, Transition, Verdict, WindowKind,
+    Cause, Config, Counts, Machine, Outcome, State, Transition, Verdict, WindowKind,
 };
 use kailash_core::time::Timestamp;
 
@@ -418,4 +418,30 @@ fn a_call_that_failed_after_it_was_overdue_is_one_call_slow_and_failed() {
         }
         assert_eq!(machine.snapshot(at(8)).consecutive_failures, 2);
     }
+}
+
+#[test]
+fn counts_add_up_and_are_told_apart() {
+    let one = Counts {
+        calls: 10,
+        failures: 4,
+        slow_calls: 3,
+        rejections: 2,
+        openings: 1,
+    };
+    let two = Counts {
+        calls: 20,
+        failures: 8,
+        slow_calls: 6,
+        rejections: 4,
+        openings: 2,
+    };
+    assert_eq!(one + one, two);
+    assert_eq!(two - one, one);
+    assert_eq!(one - two, Counts::default(), "never below zero");
+    let most = Counts {
+        calls: u64::MAX,
+        ..one
+    };
+    assert_eq!((most + one).calls, u64::MAX);
 }

@@ -83,12 +83,12 @@ pub struct Config {
     /// A call that takes at least this long is slow: default 5 s; `None` switches slow calls off.
     pub slow_call_threshold: Option<Duration>,
     /// Share of slow calls in the window that opens the breaker: above 0 and up to 1, default 0.8;
-    /// `None` switches the rule off.
+    /// `None` switches slow calls off, as it does at `slow_call_threshold`.
     pub slow_call_rate_threshold: Option<f64>,
     /// Whether a call counts as slow while it still runs, once it has run for `slow_call_threshold`, so
     /// that a dependency that hangs opens the breaker before its calls end: default false. Looked at
     /// when another call is admitted, and up to a quarter of the threshold late. If the call fails in
-    /// the end, it is a failed one too.
+    /// the end, it is a failed one too. Without slow calls it does nothing.
     pub overdue_calls_enabled: bool,
     /// How long a probe may take before it loses its slot and counts as failed: default 60 s; zero
     /// sets no limit.

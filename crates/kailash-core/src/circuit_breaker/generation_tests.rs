@@ -376,3 +376,18 @@ fn a_probe_that_ends_4096_generations_late_frees_nobodys_lease() {
     );
     assert_eq!(machine.next_due(at(2)), lease);
 }
+
+#[test]
+fn an_opening_that_a_fork_cut_in_two_ends_in_the_child() {
+    let machine = in_its(7, &config());
+    let word = Word {
+        generation: 8,
+        phase: Phase::Open(Opening::new(1, 1, Cause::ErrorRate)),
+    };
+    machine.word.store(word.pack(), Ordering::Relaxed);
+    assert_eq!(machine.next_due(at(1)), None, "its thread is to say when");
+    machine.abandon_probes(at(1));
+    assert_eq!(machine.next_due(at(1)), Some(at(61)));
+    machine.abandon_probes(at(9));
+    assert_eq!(machine.next_due(at(9)), Some(at(61)), "once");
+}

@@ -193,6 +193,13 @@ mod tests {
     }
 
     #[test]
+    fn a_few_probes_need_no_allocation() {
+        let leases = Leases::new();
+        leases.make_room(FEW as u32);
+        assert_eq!(leases.slots().count(), FEW);
+    }
+
+    #[test]
     fn a_sweep_leaves_the_leases_of_its_own_generation() {
         let leases = Leases::new();
         leases.take(5, at(10), || true);

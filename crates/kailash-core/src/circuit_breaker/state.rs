@@ -197,7 +197,8 @@ impl Opening {
         Self {
             tag: bits >> (IN_A_ROW_BITS + CAUSE_BITS),
             in_a_row: (bits >> CAUSE_BITS) & IN_A_ROW_MAX,
-            cause: Cause::ALL[cause.min(Cause::ALL.len() - 1)],
+            // No word holds another number.
+            cause: Cause::ALL.get(cause).copied().unwrap_or(Cause::Told),
         }
     }
 }
@@ -325,5 +326,17 @@ mod tests {
             assert_eq!(Word::unpack(word.pack()), word);
             assert_eq!(word.next(phase).generation, 0, "generations wrap");
         }
+    }
+
+    #[test]
+    fn an_openings_numbers_are_kept_as_far_as_their_bits_reach() {
+        let kept = |tag, in_a_row| {
+            let opening = Opening::new(tag, in_a_row, Cause::ErrorRate);
+            assert_eq!(Opening::unpack(opening.pack().into()), opening);
+            (opening.tag, opening.in_a_row)
+        };
+        assert_eq!(kept(2742, 1371), (2742, 1371));
+        assert_eq!(kept(4095, 4095), (4095, 4095));
+        assert_eq!(kept(4096, 4096), (0, 4095), "tags wrap, rows stay");
     }
 }

@@ -116,9 +116,10 @@ class KeyedCircuitBreakers:
 
     One bad host of ten is refused, the other nine are not. `hosts[key]` is the breaker of a key, to
     be used as any: it is called `GROUP/KEY`, is made when its key is first asked for, and is
-    forgotten when its key has not been asked for in a while. It is never forgotten while it is
-    anything but closed, while somebody holds it (so while a call is in flight, or a function lives
-    that it guards), or while its window holds failures or slow calls that may yet trip it.
+    forgotten when its key has not been asked for in a while. It is never forgotten while it is open or
+    a probe is in flight, while someone has told it to be so, or while somebody holds it (so while a
+    call is in flight, or a function lives that it guards). Failures and slow calls in its window are
+    remembered for longer: see `KeyedConfig`.
 
     Ask for it again for each call rather than keep it. How long calls take is known of the group, not
     of each key: `avg_call_duration` is that of all keys together.
