@@ -211,6 +211,28 @@ fn a_time_window_of_any_duration_goes_on_where_it_stays_the_same() {
 }
 
 #[test]
+fn a_larger_window_leaves_probes_in_flight_and_openings_as_they_are() {
+    let config = Config {
+        failure_threshold: 1,
+        success_threshold: 1,
+        recovery_timeout: Duration::from_secs(1),
+        jitter_enabled: false,
+        ..in_a_row(100)
+    };
+    let larger = Config {
+        window_size: 1_000,
+        ..config.clone()
+    };
+    let later = NOW + Duration::from_secs(2);
+    let machine = machine(&config);
+    end(&machine, Outcome::Failure);
+    let probe = machine.try_acquire(later, DRAW).0.unwrap();
+    machine.reconfigure(&larger, later).unwrap();
+    let verdict = machine.record(probe, Outcome::Success, Some(later));
+    assert!(matches!(verdict, Verdict::Closed(_)), "{verdict:?}");
+}
+
+#[test]
 fn what_a_reset_forgot_comes_back_after_no_number_of_generations() {
     let machine = machine(&Config {
         window: WindowKind::Time,

@@ -529,3 +529,191 @@ fn ones(plane: &[AtomicU64], newest: u64, count: u32) -> u32 {
     }
     ones
 }
+
+#[cfg(all(test, not(any(kailash_loom, kailash_shuttle))))]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+
+    const EXTENT: Extent = Extent {
+        window_size: 100,
+        tick: 0,
+        required: 10,
+    };
+
+    #[test]
+    fn a_ring_of_each_class_is_as_long_as_its_windows_need() {
+        let rings = Rings::new();
+        for (size, class, slots) in [(1, 0, 128), (129, 1, 256), (1000, 3, 1024)] {
+            assert_eq!(rings.class_for(config::Window::Calls(size)), class);
+            let (failures, slow) = rings.planes(class, 1);
+            assert_eq!((failures.len() * 64, slow.len() * 64), (slots, slots));
+        }
+        let last = rings.class_for(config::Window::Calls(65_536));
+        assert_eq!(last as usize, CLASSES - 1);
+        assert_eq!(rings.larger.get().map(|larger| larger.len()), Some(9));
+    }
+
+    #[test]
+    fn the_two_windows_of_a_class_share_no_slot() {
+        let rings = Rings::new();
+        for size in [1, 200, 5000] {
+            let class = rings.class_for(config::Window::Calls(size));
+            let planes = [0, 1].map(|window| rings.planes(class, window));
+            let planes = [planes[0].0, planes[0].1, planes[1].0, planes[1].1];
+            for (at, plane) in planes.into_iter().enumerate() {
+                for word in plane {
+                    assert_eq!(word.swap(1, Ordering::Relaxed), 0, "plane {at} of {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn outcomes_before_the_first_ticket_are_none_of_the_window() {
+        let start = Start {
+            generation: 3,
+            class: 1,
+            full: false,
+            base: 100,
+        };
+        let held = |newest: u64| start.held(newest);
+        assert_eq!((held(50), held(98), held(99)), (0, 0, 0));
+        assert_eq!(
+            (held(100), held(101), held(354), held(900)),
+            (1, 2, 255, 256)
+        );
+        // The furthest that a ticket can be told to come after.
+        assert_eq!(held(99 + u64::from(BASE_MASK / 2)), 256);
+        assert_eq!(held(100 + u64::from(BASE_MASK / 2)), 0);
+        let full = Start {
+            full: true,
+            ..start
+        };
+        assert_eq!(full.held(50), 256);
+        assert_eq!(Start::unpack(full.pack()).held(50), 256);
+    }
+
+    struct Parts {
+        starts: Starts,
+        tickets: Tickets,
+        rings: Rings,
+    }
+
+    impl Parts {
+        fn of(window: config::Window) -> Self {
+            let rings = Rings::new();
+            let class = rings.class_for(window);
+            Self {
+                starts: Starts::new(class),
+                tickets: Tickets::new(),
+                rings,
+            }
+        }
+
+        fn window(&self) -> Window<'_> {
+            Window::of(0, &self.starts, &self.tickets, &self.rings)
+        }
+
+        fn is_full(&self) -> bool {
+            Start::unpack(self.starts.0[0].load(Ordering::Relaxed)).full
+        }
+    }
+
+    fn call(failed: bool) -> Call {
+        Call {
+            generation: 0,
+            failed,
+            slow: false,
+        }
+    }
+
+    #[test]
+    fn a_window_knows_when_all_of_it_is_its_generations() {
+        let parts = Parts::of(config::Window::Calls(100));
+        for calls in 1..=130 {
+            assert!(parts.window().record(call(false), EXTENT).is_some());
+            assert_eq!(parts.is_full(), calls >= 128, "{calls}");
+        }
+        let parts = Parts::of(config::Window::Span(Duration::from_secs(16)));
+        for tick in 0..20 {
+            let extent = Extent { tick, ..EXTENT };
+            assert!(parts.window().record(call(false), extent).is_some());
+            assert_eq!(parts.is_full(), tick >= 15, "{tick}");
+        }
+    }
+
+    #[test]
+    fn each_failure_is_looked_at_in_a_full_window_too() {
+        let parts = Parts::of(config::Window::Calls(100));
+        for _ in 0..200 {
+            let _ = parts.window().record(call(false), EXTENT);
+        }
+        for failures in 1..=100 {
+            let seen = parts.window().record(call(true), EXTENT).flatten();
+            let seen = seen.map(|tally| (tally.calls, tally.failures));
+            assert_eq!(seen, Some((100, failures)));
+        }
+    }
+
+    #[test]
+    fn whoever_completes_the_required_calls_looks_though_its_bucket_holds_few() {
+        let parts = Parts::of(config::Window::Span(Duration::from_secs(16)));
+        let record = |failed, tick| {
+            let extent = Extent { tick, ..EXTENT };
+            let tally = parts.window().record(call(failed), extent).flatten();
+            tally.map(|tally| (tally.calls, tally.failures))
+        };
+        for failures in 1..=5 {
+            assert_eq!(record(true, 0), Some((failures, failures)));
+        }
+        for _ in 6..10 {
+            assert_eq!(record(false, 1), None);
+        }
+        assert_eq!(record(false, 1), Some((10, 5)));
+        assert_eq!(record(false, 1), None);
+    }
+
+    #[test]
+    fn a_good_call_clears_a_slot_that_was_failed_and_slow() {
+        let parts = Parts::of(config::Window::Calls(100));
+        for _ in 0..200 {
+            let bad = Call {
+                slow: true,
+                ..call(true)
+            };
+            let _ = parts.window().record(bad, EXTENT);
+        }
+        for _ in 0..128 {
+            assert!(parts.window().record_good(0));
+        }
+        let seen = parts.window().tally(0, EXTENT);
+        assert_eq!((seen.calls, seen.failures, seen.slow), (100, 0, 0));
+    }
+
+    #[test]
+    fn the_newest_slow_outcome_that_is_not_failed_becomes_so() {
+        let parts = Parts::of(config::Window::Calls(100));
+        let record = |failed, slow| {
+            let call = Call {
+                slow,
+                ..call(failed)
+            };
+            let _ = parts.window().record(call, EXTENT);
+        };
+        record(false, true);
+        for _ in 0..70 {
+            record(false, false);
+        }
+        record(false, true);
+        record(true, true);
+        record(true, false);
+        for (failures, newest) in [(3, 71), (4, 0), (4, 0)] {
+            let seen = parts.window().fail_slow(0, EXTENT);
+            assert_eq!(seen.map(|tally| tally.failures), Some(failures));
+            let (plane, _) = parts.rings.planes(0, 0);
+            assert!(read(plane, newest));
+        }
+        assert!(parts.window().fail_slow(2, EXTENT).is_none(), "another's");
+    }
+}
