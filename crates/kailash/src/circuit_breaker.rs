@@ -40,7 +40,6 @@ mod ready;
 mod rejected;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -48,6 +47,7 @@ use std::time::Duration;
 use kailash_core::circuit_breaker as machine;
 use kailash_core::circuit_breaker::{Machine, Verdict};
 use kailash_core::time::Timestamp;
+use tracing::level_filters::LevelFilter;
 
 #[cfg(feature = "tower")]
 pub(crate) use admission::{Admission, Refusal};
@@ -66,7 +66,7 @@ use crate::histogram;
 use crate::{ConfigError, Name};
 #[cfg(feature = "tower")]
 pub(crate) use call::outcome_of;
-use context::{Audience, Context};
+use context::{Audience, Context, contained};
 use journal::{Journal, News};
 #[cfg(feature = "tower")]
 use permit::dropped;
@@ -265,18 +265,29 @@ impl CircuitBreaker {
     /// Tells of a refusal that was counted.
     #[inline]
     fn tell_refusal(&self, rejected: machine::Rejected) -> Refused {
-        // Read within the event, so that a refusal which nobody logs is not laid out in memory for it.
-        tracing::debug!(
-            breaker = &*self.0.name,
-            state = %{ rejected.state },
-            cause = %{ rejected.cause },
-            wait = rejected.retry_after.map(tracing::field::debug),
-            "circuit breaker refused a call"
-        );
+        if LevelFilter::current() >= LevelFilter::DEBUG {
+            self.log_refusal(&rejected);
+        }
         if self.tells_calls() {
             self.tell(EventKind::Rejected);
         }
         rejected.into()
+    }
+
+    /// Kept out, so that a refusal which nobody logs is not laid out in memory for it.
+    #[cold]
+    fn log_refusal(&self, rejected: &machine::Rejected) {
+        let machine::Rejected {
+            state,
+            cause,
+            retry_after,
+            ..
+        } = rejected;
+        let breaker = &*self.0.name;
+        let wait = retry_after.map(tracing::field::debug);
+        contained(|| {
+            tracing::debug!(breaker, %state, %cause, wait, "circuit breaker refused a call");
+        });
     }
 
     #[inline]
@@ -312,16 +323,21 @@ impl CircuitBreaker {
         now: Option<Timestamp>,
     ) -> Option<Duration> {
         let ran = ran(&permit, now);
-        if self.tells_calls() {
-            self.tell_end(outcome, ran);
-        }
+        let mut is_news = false;
         if self.0.machine.admit().is_none() {
             // A call that ends while others are refused may be what changes that.
-            self.finish_in_turn(permit, outcome, now);
+            is_news = self.finish_in_turn(permit, outcome, now);
         } else if let verdict @ (Verdict::Trip(_) | Verdict::Closed(_)) =
             self.0.machine.record(permit, outcome, now)
         {
-            self.carry_out(verdict);
+            is_news = self.carry_out(verdict);
+        }
+        // Told once all is done, and the end before what it brought about.
+        if self.tells_calls() {
+            self.tell_end(outcome, ran);
+        }
+        if is_news {
+            self.tell_news();
         }
         ran
     }
@@ -333,24 +349,36 @@ impl CircuitBreaker {
             return Ok(permit);
         }
         // Its generation ends here, so it decides nothing.
-        self.carry_out(verdict);
+        if self.carry_out(verdict) {
+            self.tell_news();
+        }
         self.acquire().map_err(|refused| self.reject(refused))
     }
 
+    /// Answers whether there is news to tell.
     #[cold]
-    fn carry_out(&self, verdict: Verdict) {
-        self.change(|machine, now, draw, news| {
+    fn carry_out(&self, verdict: Verdict) -> bool {
+        let carry_out = |machine: &Machine, now, draw, news: &mut News| {
             news.extend(carried_out(machine, verdict, now, draw));
-        });
+        };
+        self.change_untold(carry_out).1
     }
 
+    /// Answers whether there is news to tell.
     #[cold]
-    fn finish_in_turn(&self, permit: machine::Permit, outcome: Outcome, ended: Option<Timestamp>) {
-        self.change(|machine, now, draw, news| {
+    fn finish_in_turn(
+        &self,
+        permit: machine::Permit,
+        outcome: Outcome,
+        ended: Option<Timestamp>,
+    ) -> bool {
+        let finish = |machine: &Machine, now, draw, news: &mut News| {
             let verdict = machine.record(permit, outcome, ended);
             news.extend(carried_out(machine, verdict, now, draw));
-        });
+        };
+        let ((), is_news) = self.change_untold(finish);
         self.wake_waiters();
+        is_news
     }
 
     /// Counts a success that no permit was taken for.
@@ -364,14 +392,18 @@ impl CircuitBreaker {
     }
 
     pub(crate) fn record(&self, outcome: Outcome) {
-        if self.tells_calls() {
-            self.tell_end(outcome, None);
-        }
-        self.change(|machine, now, draw, news| {
+        let record = |machine: &Machine, now, draw, news: &mut News| {
             let (verdict, changes) = machine.record_manual(outcome, now, draw);
             news.extend(changes);
             news.extend(carried_out(machine, verdict, now, draw));
-        });
+        };
+        let ((), is_news) = self.change_untold(record);
+        if self.tells_calls() {
+            self.tell_end(outcome, None);
+        }
+        if is_news {
+            self.tell_news();
+        }
     }
 
     /// Opens the breaker until [`CircuitBreaker::force_close`] or [`CircuitBreaker::reset`].
@@ -496,21 +528,30 @@ impl CircuitBreaker {
     }
 
     /// Does what may change the state, and has the changes told in their order.
+    #[cold]
+    fn change<R>(&self, act: impl FnOnce(&Machine, Timestamp, f64, &mut News) -> R) -> R {
+        let (result, is_news) = self.change_untold(act);
+        if is_news {
+            self.tell_news();
+        }
+        result
+    }
+
+    /// Does what may change the state, and answers too whether there is news to tell.
     ///
     /// All that may is done under one lock, so that transitions enter the journal as they happen.
     /// They are told when it is free again.
     #[cold]
-    fn change<R>(&self, act: impl FnOnce(&Machine, Timestamp, f64, &mut News) -> R) -> R {
+    fn change_untold<R>(
+        &self,
+        act: impl FnOnce(&Machine, Timestamp, f64, &mut News) -> R,
+    ) -> (R, bool) {
         let mut journal = self.journal();
         let Context { clock, chance, .. } = &*self.0.context;
         let mut news = News::default();
         let result = act(&self.0.machine, clock.now(), chance.draw(), &mut news);
         let is_news = journal.note(news);
-        drop(journal);
-        if is_news {
-            self.tell_news();
-        }
-        result
+        (result, is_news)
     }
 
     /// Tells what the journal holds. One at a time does it, and tells what others add meanwhile.
@@ -519,11 +560,8 @@ impl CircuitBreaker {
         if !self.journal().start_telling() {
             return;
         }
-        let mut telling = Telling {
-            breaker: self,
-            is_done: false,
-        };
-        while let Some(transition) = telling.next() {
+        let next = || self.journal().next_to_tell();
+        while let Some(transition) = next() {
             self.publish(transition);
         }
     }
@@ -568,7 +606,7 @@ impl CircuitBreaker {
             wait,
             ..
         } = transition;
-        let log = || {
+        contained(|| {
             let breaker = &*self.0.name;
             let wait = wait.map(tracing::field::debug);
             if to == State::Open {
@@ -576,34 +614,9 @@ impl CircuitBreaker {
             } else {
                 tracing::info!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
             }
-        };
-        // A logger that panics harms no call, and none of the subscribers. In a permit that a panic
-        // drops it would end the process.
-        let _ = catch_unwind(AssertUnwindSafe(log));
+        });
         self.tell(EventKind::Transition(transition));
         self.wake_waiters();
-    }
-}
-
-/// The task of telling, which another takes up if waking a subscriber panics.
-struct Telling<'a> {
-    breaker: &'a CircuitBreaker,
-    is_done: bool,
-}
-
-impl Telling<'_> {
-    fn next(&mut self) -> Option<Transition> {
-        let next = self.breaker.journal().next_to_tell();
-        self.is_done = next.is_none();
-        next
-    }
-}
-
-impl Drop for Telling<'_> {
-    fn drop(&mut self) {
-        if !self.is_done {
-            self.breaker.journal().stop_telling();
-        }
     }
 }
 

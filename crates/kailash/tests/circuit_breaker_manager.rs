@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use kailash::circuit_breaker::{
@@ -772,6 +775,69 @@ fn a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners(
     breaker.reset();
     let told: Vec<State> = transitions(&mut events).iter().map(|it| it.to).collect();
     assert_eq!(told, [State::Open, State::Closed]);
+}
+
+#[test]
+fn a_listener_to_logs_that_panics_turns_no_refusal_into_a_panic() {
+    let breaker = CircuitBreaker::new("test", one_failure_opens()).unwrap();
+    let mut events = breaker.subscribe();
+    breaker.force_open();
+    let panics = || panic!("in a listener");
+    let refused = with_logs_to(panics, || {
+        catch_unwind(AssertUnwindSafe(|| breaker.try_acquire().is_err()))
+    });
+    assert!(refused.unwrap());
+    assert_eq!(heard(&mut events).len(), 2, "the opening and the refusal");
+}
+
+/// A subscriber's waker that breaks.
+struct Broken;
+
+impl Wake for Broken {
+    fn wake(self: Arc<Self>) {
+        panic!("in a waker");
+    }
+}
+
+/// Acts while somebody waits whose waker breaks.
+fn with_broken_waker<T>(waits: impl Future<Output = T>, act: impl FnOnce()) {
+    let waker = Waker::from(Arc::new(Broken));
+    let mut waits = pin!(waits);
+    let pending = waits.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(pending.is_pending());
+    let acted = catch_unwind(AssertUnwindSafe(act));
+    assert!(acted.is_ok(), "the panic is not the caller's");
+}
+
+#[test]
+fn a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slot() {
+    let (clock, hand) = Clock::manual();
+    let config = Config {
+        failure_threshold: 2,
+        success_threshold: 3,
+        ..one_failure_opens()
+    };
+    let breaker = CircuitBreaker::with_clock("test", config, clock).unwrap();
+    let mut events = breaker.subscribe();
+    with_broken_waker(events.recv(), || {
+        assert!(breaker.call_sync(|| Err::<(), _>(())).is_err());
+    });
+    assert_eq!(breaker.snapshot().failures, 1);
+    heard(&mut events);
+    with_broken_waker(events.recv(), || breaker.record_failure());
+    assert_eq!(breaker.state(), State::Open);
+    heard(&mut events);
+    with_broken_waker(breaker.wait_until_closed(), || {
+        hand.advance(S(60));
+        let probe = breaker.try_acquire().unwrap();
+        assert_eq!(breaker.snapshot().probes_in_flight, 1);
+        probe.success();
+    });
+    heard(&mut events);
+    let probe = breaker.try_acquire().unwrap();
+    with_broken_waker(events.recv(), || probe.success());
+    assert_eq!(breaker.snapshot().probes_in_flight, 0);
+    assert_eq!(breaker.snapshot().probe_successes, 2);
 }
 
 #[tokio::test(start_paused = true)]

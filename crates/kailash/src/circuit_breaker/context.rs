@@ -1,5 +1,6 @@
 //! What breakers have in common, and who wants to know of one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -168,7 +169,13 @@ impl CircuitBreaker {
     /// Has those who wait for the breaker look at it again.
     pub(super) fn wake_waiters(&self) {
         if let Some(audience) = self.0.audience.get() {
-            audience.waiters.notify_waiters();
+            contained(|| audience.waiters.notify_waiters());
         }
     }
+}
+
+/// Logs, or wakes those who listen. They are foreign: their panic is not the call's, and within a
+/// permit that a panic drops it would end the process.
+pub(super) fn contained(tell: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(tell));
 }

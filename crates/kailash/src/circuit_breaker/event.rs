@@ -8,6 +8,7 @@ use kailash_core::time::Timestamp;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
+use super::context::contained;
 use super::manager::Registry;
 use super::{CircuitBreaker, Manager, Outcome, Shared, State, Transition};
 use crate::clock::Clock;
@@ -312,8 +313,10 @@ fn send(topic: &OnceLock<Arc<Topic>>, breaker: &CircuitBreaker, kind: EventKind)
         },
         changed: is_change.then(|| Arc::downgrade(&breaker.0)),
     };
-    // No receiver is left: nobody wants to know.
-    let _ = topic.sender.send(told);
+    contained(|| {
+        // No receiver is left: nobody wants to know.
+        let _ = topic.sender.send(told);
+    });
 }
 
 #[derive(Debug)]
