@@ -6,7 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command line for developers")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::env;
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use kailash::clock::Clock;
 /// Calls of one run; `xtask` divides by it.
 const CALLS: u32 = 10_000;
 
-const PATHS: [(&str, fn()); 9] = [
+const PATHS: [(&str, fn()); 10] = [
     ("breaker_closed_without_clock", || {
         let breaker = breaker(without_clock());
         measured(|| black_box(breaker.call_sync(ok)).is_ok());
@@ -60,6 +60,25 @@ const PATHS: [(&str, fn()); 9] = [
         });
         breaker.record_failure();
         measured(|| black_box(breaker.try_acquire()).is_err());
+    }),
+    // As much with 2,000 that are open as with one.
+    ("registry_event_heard", || {
+        let breakers = Manager::with_clock(Clock::manual().0);
+        let hosts = breakers
+            .keyed("host", None)
+            .expect("the defaults are right");
+        for host in 0..2000 {
+            for _ in 0..5 {
+                hosts.get(&host.to_string()).record_failure();
+            }
+        }
+        let events = RefCell::new(breakers.subscribe());
+        let breaker = hosts.get("up");
+        measured(|| {
+            let called = black_box(breaker.call_sync(ok)).is_ok();
+            let heard = black_box(events.borrow_mut().try_recv()).is_some();
+            called && heard
+        });
     }),
     ("registry_look_up", || {
         let breakers = Manager::new();

@@ -28,6 +28,7 @@
 
 #[cfg(feature = "tower")]
 mod admission;
+mod agenda;
 mod call;
 mod context;
 mod event;
@@ -472,18 +473,23 @@ impl CircuitBreaker {
     /// Subscribes to all that happens from now on, calls too.
     ///
     /// A subscriber can neither delay nor break a call: one that falls more than 1,024 events
-    /// behind loses the oldest, and is told how many.
+    /// behind loses the oldest, and is told how many. It keeps no breaker alive either.
     #[must_use]
     pub fn subscribe(&self) -> Events {
-        let events = Events::of_breaker(self.clone(), self.audience().topics.all());
+        let topics = &self.audience().topics;
+        let events = topics.all(Arc::clone(self.name()), self.clock());
         self.mind_calls();
+        self.make_appointments();
         events
     }
 
     /// As [`CircuitBreaker::subscribe`], to transitions only: calls cost nothing then.
     #[must_use]
     pub fn subscribe_transitions(&self) -> Events {
-        Events::of_breaker(self.clone(), self.audience().topics.transitions())
+        let topics = &self.audience().topics;
+        let events = topics.transitions(Arc::clone(self.name()), self.clock());
+        self.make_appointments();
+        events
     }
 
     /// The five newest transitions, the oldest first, each with how long ago it took effect.
@@ -548,9 +554,14 @@ impl CircuitBreaker {
     ) -> (R, bool) {
         let mut journal = self.journal();
         let Context { clock, chance, .. } = &*self.0.context;
-        let mut news = News::default();
-        let result = act(&self.0.machine, clock.now(), chance.draw(), &mut news);
+        let (now, mut news) = (clock.now(), News::default());
+        let result = act(&self.0.machine, now, chance.draw(), &mut news);
         let is_news = journal.note(news);
+        let is_sooner = self.keep_appointments(&mut journal, now);
+        drop(journal);
+        if is_sooner {
+            self.tell_sooner();
+        }
         (result, is_news)
     }
 

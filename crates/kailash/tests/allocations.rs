@@ -134,6 +134,25 @@ fn a_breaker_that_was_watched_allocates_nothing_for_a_call_either() {
 }
 
 #[test]
+fn a_subscriber_allocates_nothing_for_an_event_or_a_loss_however_many_breakers_are_open() {
+    let manager = Manager::new();
+    let hosts = manager.keyed("host", None).expect("the defaults");
+    let open: Vec<_> = (0..3000).map(|key| hosts.get(&key.to_string())).collect();
+    let mut events = manager.subscribe();
+    for breaker in &open {
+        (0..5).for_each(|_| breaker.record_failure());
+    }
+    let mut heard = 0;
+    let hear = || {
+        while events.try_recv().is_some() {
+            heard += 1;
+        }
+    };
+    assert_eq!(allocations(hear), 0);
+    assert_eq!(heard, 1 + 1024, "a loss, and what is left");
+}
+
+#[test]
 fn a_look_up_allocates_nothing_by_name_or_by_key() {
     let manager = Manager::new();
     let hosts = manager.keyed("host", None).expect("the defaults");

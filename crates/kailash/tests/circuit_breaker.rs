@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use kailash::circuit_breaker::{
     CallError, CircuitBreaker, Config, EventKind, Events, Manager, Outcome, State,
 };
@@ -219,7 +220,7 @@ async fn a_thousand_callers_at_the_moment_of_recovery_are_as_many_probes_as_allo
 async fn states_until_closed(events: &mut Events) -> Vec<State> {
     let mut heard = Vec::new();
     while heard.last() != Some(&State::Closed) {
-        if let EventKind::Transition(change) = events.recv().await.kind {
+        if let EventKind::Transition(change) = events.recv().await.unwrap().kind {
             heard.push(change.to);
         }
     }
@@ -264,10 +265,16 @@ fn a_breaker_that_nobody_holds_is_gone() {
     let manager = Manager::new();
     let breaker = manager.get_or_create("gone", one_failure_opens()).unwrap();
     let name = Arc::downgrade(breaker.name());
-    let events = breaker.subscribe();
+    let mut events = breaker.subscribe();
+    let mut all = manager.subscribe();
     breaker.record_failure();
     manager.remove("gone");
-    drop((breaker, events));
+    drop(breaker);
+    assert_eq!(events.try_recv().into_iter().count(), 1, "its end");
+    assert_eq!(events.try_recv().into_iter().count(), 1, "its opening");
+    assert_eq!(events.recv().now_or_never(), Some(None));
+    while all.try_recv().is_some() {}
+    drop(events);
     assert!(name.upgrade().is_none());
 }
 

@@ -18,8 +18,10 @@
 //! | two expired times call each other without end | `openings_of_a_nanosecond_take_bounded_steps` |
 //! | a timer that was due ends a forced opening | `an expired wait does not end a forced opening`, `no_timer_ends_a_forced_opening` |
 //! | a timer fires once and is lost the second time | `opening_and_half_opening_take_turns_by_timer_alone` |
-//! | a timer or a subscription keeps a breaker alive | `a_breaker_that_nobody_holds_is_gone` |
+//! | a timer or a subscription keeps a breaker alive, or outlives it | `a_breaker_that_nobody_holds_is_gone`, `a_subscription_keeps_no_key_from_being_forgotten`, `a_registrys_subscription_ends_with_the_last_of_its_breakers` |
 //! | half-open is invisible until somebody calls | `subscribers_hear_each_change_once_and_without_a_call` |
+//! | a lapse is invisible to whoever waited before its probe began | `a_lapse_is_told_on_time_to_whoever_waited_before_the_probe_began` |
+//! | whoever listens to many breakers works for all of them at each event, and falls behind | `one_look_of_a_subscriber_changes_one_breaker_at_most`, `however_many_are_due_at_once_who_keeps_up_hears_of_each` |
 //! | the wall clock is stepped, or two clocks disagree | `the_monotonic_clock_moves_forward_only`, `one_clock_drives_wait_window_and_slow_calls` |
 //! | the smallest windows are wrong | `the_machine_decides_as_a_naive_model_does`, `a window of one call` |
 //! | a threshold is off by one | `the rate waits for the minimum of calls, and a rate that equals the threshold opens`, `five failures in a row open it, four do not` |
@@ -33,7 +35,7 @@
 //! | refusals are tried again and again | `T12: attempts that open the breaker are over with its refusal` |
 //! | a reload loses calls in flight, counts or subscribers | `a_thousand_calls_in_flight_survive_a_reload`, `settings_change_live_and_keep_state_and_counts`, `a_reload_keeps_those_who_listen`, `a_reload_keeps_what_was_counted_before_it_and_at_most_loses_what_ends_meanwhile` |
 //! | transitions are told out of order | `each_transition_is_told_once_and_in_order_whoever_brings_it_about` |
-//! | a listener that panics breaks a call, or the other listeners | `a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners`, `a_listener_to_logs_that_panics_turns_no_refusal_into_a_panic`, `a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slot`, `test_listeners_hear_each_transition_and_can_harm_no_call` |
+//! | a listener that panics breaks a call, or the other listeners | `a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners`, `a_listener_to_logs_that_panics_turns_no_refusal_into_a_panic`, `a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slot`, `a_subscriber_whose_waker_panics_harms_nobody_who_drops_the_breaker`, `test_listeners_hear_each_transition_and_can_harm_no_call` |
 //! | an option is dropped where settings build on others, or they build on themselves | `a_derived_config_is_its_base_with_every_said_field_laid_over_it`, `a_circle_of_bases_is_an_error_that_names_the_way_round` |
 //! | a registry gives two breakers of one name, or grows without bound | `racing_makers_of_one_name_with_different_settings_agree_on_one`, `keys_that_were_not_asked_for_in_a_while_are_forgotten`, `a_host_that_died_is_forgotten_some_day`, `a_flood_of_keys_that_fail_stays_within_the_capacity_and_pushes_nothing_out_that_must_stay`, `what_must_not_be_forgotten_is_not_forgotten` |
 //! | one breaker for many hosts: one that is down takes all away | `one_bad_key_of_ten_leaves_the_others_alone` |
@@ -196,7 +198,7 @@ fn openings_of_a_nanosecond_take_bounded_steps() {
 
 async fn state_after(events: &mut Events) -> State {
     loop {
-        if let EventKind::Transition(transition) = events.recv().await.kind {
+        if let EventKind::Transition(transition) = events.recv().await.unwrap().kind {
             return transition.to;
         }
     }

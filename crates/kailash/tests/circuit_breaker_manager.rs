@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use kailash::circuit_breaker::{
     CircuitBreaker, Config, CreateError, Event, EventKind, Events, KeyedConfig, Manager, Outcome,
     Overrides, PresetError, Presets, State, Transition, WindowKind,
@@ -591,7 +592,7 @@ async fn a_registrys_subscriber_hears_on_time_of_what_time_brings_about() {
     let started = tokio::time::Instant::now();
     let mut heard = Vec::new();
     for _ in 0..3 {
-        let event = events.recv().await;
+        let event = events.recv().await.unwrap();
         let EventKind::Transition(transition) = event.kind else {
             panic!("{event:?}");
         };
@@ -608,9 +609,119 @@ async fn a_registrys_subscriber_hears_on_time_of_what_time_brings_about() {
     );
     // A probe that hangs lapses on time too, though nothing else tells of it.
     let _probe = before.try_acquire().unwrap();
-    let event = events.recv().await;
+    let event = events.recv().await.unwrap();
     assert_eq!((&*event.breaker, started.elapsed()), ("before", S(120)));
     assert!(matches!(event.kind, EventKind::Transition(it) if it.to == State::Open));
+}
+
+/// When the first lapse is heard of whose probe began long after its breaker became half-open.
+async fn hears_of_a_lapse(mut events: Events, breaker: CircuitBreaker) -> Duration {
+    let started = tokio::time::Instant::now();
+    let listener = tokio::spawn(async move {
+        loop {
+            let event = events.recv().await.expect("the breaker is there");
+            if let EventKind::Transition(news) = event.kind
+                && news.from == State::HalfOpen
+            {
+                return started.elapsed();
+            }
+        }
+    });
+    tokio::task::yield_now().await;
+    breaker.record_failure();
+    tokio::time::sleep(S(70)).await;
+    let _probe = breaker.try_acquire().unwrap();
+    let heard = tokio::time::timeout(S(3600), listener).await;
+    heard.expect("nobody told of it").unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lapse_is_told_on_time_to_whoever_waited_before_the_probe_began() {
+    let manager = Manager::with_clock(Clock::tokio());
+    let create = |name| manager.get_or_create(name, one_failure_opens()).unwrap();
+    for name in ["own", "all"] {
+        let breaker = create(name);
+        let events = match name {
+            "own" => breaker.subscribe_transitions(),
+            _ => manager.subscribe(),
+        };
+        assert_eq!(hears_of_a_lapse(events, breaker).await, S(130), "{name}");
+        manager.remove(name);
+    }
+}
+
+#[test]
+fn a_wait_that_begins_at_birth_is_told_of_when_it_is_over() {
+    let (clock, hand) = Clock::manual();
+    let own_clock = clock.clone();
+    let manager = Manager::with_clock(clock);
+    let born_open = Config {
+        initial_state: State::Open,
+        ..one_failure_opens()
+    };
+    let mut events = manager.subscribe_transitions();
+    let group = KeyedConfig {
+        breaker: born_open.clone(),
+        ..KeyedConfig::default()
+    };
+    let _named = manager.get_or_create("named", born_open.clone()).unwrap();
+    let _key = manager.keyed("group", group).unwrap().get("key");
+    let alone = CircuitBreaker::with_clock("alone", born_open, own_clock).unwrap();
+    let mut own = alone.subscribe();
+    hand.advance(S(60));
+    let told = heard(&mut events);
+    let told: Vec<&str> = told.iter().map(|it| &*it.breaker).collect();
+    assert_eq!(told, ["named", "group/key"]);
+    assert_eq!(transitions(&mut own).len(), 1);
+}
+
+/// Keys whose breakers are open and become half-open at the same time.
+fn down(manager: &Manager, keys: usize) -> Vec<CircuitBreaker> {
+    let config = KeyedConfig {
+        breaker: one_failure_opens(),
+        ..KeyedConfig::default()
+    };
+    let hosts = manager.keyed("host", config).unwrap();
+    let open = |key: usize| {
+        let host = hosts.get(&key.to_string());
+        host.record_failure();
+        host
+    };
+    (0..keys).map(open).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_are_due_at_once_who_keeps_up_hears_of_each() {
+    let manager = Manager::with_clock(Clock::tokio());
+    let hosts = down(&manager, 5000);
+    let mut events = manager.subscribe_transitions();
+    for _ in &hosts {
+        let told = events.recv().await.unwrap();
+        assert!(matches!(told.kind, EventKind::Transition(it) if it.to == State::HalfOpen));
+    }
+    tokio::time::advance(S(3600)).await;
+    assert_eq!((events.try_recv(), events.lost_so_far()), (None, 0));
+}
+
+#[test]
+fn one_look_of_a_subscriber_changes_one_breaker_at_most() {
+    let (clock, hand) = Clock::manual();
+    let manager = Manager::with_clock(clock);
+    let hosts = down(&manager, 500);
+    let mut events = manager.subscribe_transitions();
+    let changed = || hosts.iter().filter(|host| host.transitions().len() > 1);
+    assert_eq!((events.try_recv(), changed().count()), (None, 0));
+    hand.advance(S(60));
+    for looks in 1..=3 {
+        assert!(events.try_recv().is_some());
+        assert_eq!(changed().count(), looks);
+    }
+    for looks in 4..=6 {
+        let mut next = pin!(events.recv());
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(next.as_mut().poll(context).is_ready());
+        assert_eq!(changed().count(), looks);
+    }
 }
 
 // Bug class 31: transitions that are told twice, not at all, or in another order.
@@ -856,7 +967,7 @@ async fn a_subscriber_that_lost_an_opening_still_hears_when_its_wait_is_over() {
     (0..2000).for_each(|_| busy.record_success());
     let half_open = async {
         loop {
-            let event = events.recv().await;
+            let event = events.recv().await.unwrap();
             if let EventKind::Transition(transition) = event.kind {
                 return (event.breaker, transition.to);
             }
@@ -864,6 +975,65 @@ async fn a_subscriber_that_lost_an_opening_still_hears_when_its_wait_is_over() {
     };
     let heard = tokio::time::timeout(Duration::from_secs(600), half_open).await;
     assert_eq!(heard.unwrap(), ("down".into(), State::HalfOpen));
+}
+
+// ------------------------------------------------------------------ the end of a subscription
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_hears_what_happened_last_and_ends_with_its_breaker() {
+    let breaker = CircuitBreaker::with_clock("test", one_failure_opens(), Clock::tokio()).unwrap();
+    let mut events = breaker.subscribe();
+    let mut waiting = breaker.subscribe_transitions();
+    let waiting = tokio::spawn(async move {
+        let told = waiting.recv().await;
+        (told.is_some(), waiting.recv().await)
+    });
+    tokio::task::yield_now().await;
+    breaker.record_failure();
+    tokio::task::yield_now().await;
+    drop(breaker);
+    let last = [events.recv().await, events.recv().await].map(|it| it.unwrap().kind);
+    assert!(matches!(last[0], EventKind::Ended { .. }));
+    assert!(matches!(last[1], EventKind::Transition(_)));
+    assert_eq!(events.recv().await, None, "it never becomes half-open");
+    assert_eq!(events.try_recv(), None);
+    assert_eq!(waiting.await.unwrap(), (true, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registrys_subscription_ends_with_the_last_of_its_breakers() {
+    let manager = Manager::with_clock(Clock::tokio());
+    let kept = manager.get_or_create("kept", one_failure_opens()).unwrap();
+    let mut events = manager.subscribe();
+    let host = manager.keyed("host", None).unwrap().get("a");
+    drop(manager);
+    drop(host);
+    kept.record_failure();
+    // Of what is left it hears on time as before.
+    for _ in ["its end", "its opening", "the end of its wait"] {
+        assert_eq!(&*events.recv().await.unwrap().breaker, "kept");
+    }
+    assert_eq!(kept.transitions().len(), 2);
+    drop(kept);
+    assert_eq!(events.recv().await, None);
+}
+
+#[test]
+fn a_subscription_keeps_no_key_from_being_forgotten() {
+    let (clock, hand) = Clock::manual();
+    let hosts = Manager::with_clock(clock).keyed("host", None).unwrap();
+    let mut events = hosts.get("gone").subscribe();
+    hand.advance(S(25 * 3600));
+    assert_eq!(hosts.forget_idle(), 1);
+    assert_eq!(events.recv().now_or_never(), Some(None));
+}
+
+#[test]
+fn a_subscriber_whose_waker_panics_harms_nobody_who_drops_the_breaker() {
+    let breaker = CircuitBreaker::new("test", one_failure_opens()).unwrap();
+    let mut events = breaker.subscribe();
+    with_broken_waker(events.recv(), || drop(breaker));
+    assert_eq!(events.recv().now_or_never(), Some(None));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kailash::bulkhead::Partition;
-use kailash::circuit_breaker::{CircuitBreaker, EventKind, State};
+use kailash::circuit_breaker::{CircuitBreaker, EventKind, Events, State};
 use kailash::health::Monitor;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -44,7 +44,7 @@ async fn show(job: Arc<Job>, monitor: Option<Monitor>, mut is_over: watch::Recei
     let log = job.log.clone();
     let mut watchers = JoinSet::new();
     for breaker in job.breakers() {
-        watchers.spawn(tell(breaker, log.clone()));
+        watchers.spawn(tell(breaker.subscribe_transitions(), log.clone()));
     }
     if let Some(monitor) = &monitor {
         let log = log.clone();
@@ -86,13 +86,12 @@ async fn show(job: Arc<Job>, monitor: Option<Monitor>, mut is_over: watch::Recei
 }
 
 /// Tells the transitions of a breaker.
-async fn tell(breaker: CircuitBreaker, log: Log) {
-    let mut events = breaker.subscribe_transitions();
-    loop {
-        let EventKind::Transition(transition) = events.recv().await.kind else {
+async fn tell(mut events: Events, log: Log) {
+    while let Some(event) = events.recv().await {
+        let EventKind::Transition(transition) = event.kind else {
             continue;
         };
-        let (name, to, cause) = (breaker.name(), transition.to, transition.cause);
+        let (name, to, cause) = (event.breaker, transition.to, transition.cause);
         match transition.wait {
             Some(wait) => {
                 let seconds = wait.as_secs_f64();

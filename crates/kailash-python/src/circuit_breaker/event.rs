@@ -23,8 +23,8 @@ pub(super) fn listen(mut events: Events, callback: Py<PyAny>) -> CircuitBreakerS
     let callback = Carried::new(callback);
     let task = Task::spawn(async move {
         let callback = Arc::new(callback);
-        loop {
-            if let EventKind::Transition(transition) = events.recv().await.kind {
+        while let Some(event) = events.recv().await {
+            if let EventKind::Transition(transition) = event.kind {
                 let callback = Arc::clone(&callback);
                 deliver(move |py| {
                     let (from, to) = (transition.from.as_str(), transition.to.as_str());
@@ -46,10 +46,10 @@ pub(super) fn subscribe(mut events: Events, callback: Py<PyAny>) -> CircuitBreak
     let callback = Carried::new(callback);
     let task = Task::spawn(async move {
         let callback = Arc::new(callback);
-        loop {
-            let mut batch = vec![events.recv().await];
+        while let Some(first) = events.recv().await {
+            let mut batch = vec![first];
             while batch.len() < BATCH
-                && let Some(event) = at_hand(&mut events).await
+                && let Some(event) = events.try_recv()
             {
                 batch.push(event);
             }
@@ -65,15 +65,6 @@ pub(super) fn subscribe(mut events: Events, callback: Py<PyAny>) -> CircuitBreak
         }
     });
     CircuitBreakerSubscription { _task: task }
-}
-
-/// The next event, if there is one: `try_recv` would look at every breaker's clock for each.
-async fn at_hand(events: &mut Events) -> Option<Event> {
-    tokio::select! {
-        biased;
-        event = events.recv() => Some(event),
-        () = std::future::ready(()) => None,
-    }
 }
 
 fn tell(

@@ -1,16 +1,16 @@
 //! What a breaker tells its subscribers.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kailash_core::time::Timestamp;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
+use super::agenda::Agenda;
 use super::context::contained;
-use super::manager::Registry;
-use super::{CircuitBreaker, Manager, Outcome, Shared, State, Transition};
+use super::{CircuitBreaker, Outcome, Transition};
 use crate::clock::Clock;
 
 /// Something that happened to a breaker.
@@ -46,7 +46,8 @@ pub enum EventKind {
 
 /// A subscription, which ends when it is dropped.
 ///
-/// While somebody waits on it, changes that time alone brings about (an open breaker that becomes
+/// It keeps no breaker alive: what happened last is told, and then that nobody is left of whom more
+/// could be told. While somebody waits on it, changes that time alone brings about (an open breaker that becomes
 /// half-open, a probe that lapses) are told when they are due; else by the next call.
 ///
 /// ```
@@ -61,228 +62,160 @@ pub enum EventKind {
 /// }
 /// let mut states = Vec::new();
 /// while states.last() != Some(&State::HalfOpen) {
-///     if let EventKind::Transition(transition) = events.recv().await.kind {
+///     let event = events.recv().await.ok_or("the breaker is gone")?;
+///     if let EventKind::Transition(transition) = event.kind {
 ///         states.push(transition.to);
 ///     }
 /// }
 /// assert_eq!(states, [State::Open, State::HalfOpen]);
+///
+/// drop(breaker);
+/// assert!(events.recv().await.is_none());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 pub struct Events {
-    source: Source,
-    subscription: Subscription,
-}
-
-#[derive(Debug)]
-enum Source {
-    Breaker(CircuitBreaker),
-    Registry {
-        clock: Clock,
-        /// Those that were not closed when last heard of: time may change them.
-        unsettled: Vec<Weak<Shared>>,
-        /// When the first of them changes, if that is known and only a transition can alter it.
-        due: Option<Timestamp>,
-        /// Asked which they are when events were lost.
-        registry: Registry,
-    },
+    receiver: Receiver<Event>,
+    /// Of the topic, counted here too.
+    subscribers: Arc<AtomicUsize>,
+    agenda: Arc<Agenda>,
+    clock: Clock,
+    /// Whose events are lost: the breaker's, or any of a registry's.
+    name: Arc<str>,
+    lost: u64,
 }
 
 impl Events {
-    pub(super) fn of_breaker(breaker: CircuitBreaker, subscription: Subscription) -> Self {
-        Self {
-            source: Source::Breaker(breaker),
-            subscription,
-        }
-    }
-
-    pub(super) fn of_registry(manager: &Manager, subscription: Subscription) -> Self {
-        let clock = manager.clock().clone();
-        Self {
-            source: Source::Registry {
-                clock,
-                unsettled: unsettled(manager),
-                due: None,
-                registry: manager.downgrade(),
-            },
-            subscription,
-        }
-    }
-
-    /// Waits for the next event. Dropping the future loses none.
+    /// Waits for the next event; `None` once the breaker is gone, or the registry and all its
+    /// breakers are. Dropping the future loses none.
     ///
     /// # Panics
     /// Outside a tokio runtime with time, where the clock is not a manual one.
-    pub async fn recv(&mut self) -> Event {
+    pub async fn recv(&mut self) -> Option<Event> {
         loop {
-            let (clock, due) = match &mut self.source {
-                Source::Breaker(breaker) => (breaker.clock(), breaker.next_due()),
-                Source::Registry {
-                    clock,
-                    unsettled,
-                    due,
-                    ..
-                } => {
-                    let first = due.unwrap_or_else(|| {
-                        let (first, is_certain) = next_due(unsettled);
-                        *due = is_certain.then_some(first);
-                        first
-                    });
-                    (&*clock, first)
-                }
-            };
+            // Made before the look, so that none gets earlier between the two.
+            let sooner = self.agenda.sooner();
+            let due = self.agenda.first();
             tokio::select! {
                 biased;
-                received = self.subscription.receiver.recv() => match received {
-                    Ok(told) => return self.hear(told),
-                    Err(RecvError::Lagged(lost)) => return self.lost(lost),
-                    Err(RecvError::Closed) => std::future::pending().await,
+                received = self.receiver.recv() => return match received {
+                    Ok(event) => Some(event),
+                    Err(RecvError::Lagged(lost)) => Some(self.lost(lost)),
+                    Err(RecvError::Closed) => None,
                 },
-                () = clock.sleep_until(due) => self.wake(),
+                () = sooner => {}
+                () = self.clock.sleep_until(due) => {
+                    // One at a time, and none while there are others to hear of: so however many
+                    // are due at once, they are no more than a subscriber takes.
+                    self.agenda.carry_out_first(self.clock.now());
+                }
             }
         }
     }
 
     /// The next event, if there is one.
     pub fn try_recv(&mut self) -> Option<Event> {
-        self.wake();
-        match self.subscription.receiver.try_recv() {
-            Ok(told) => Some(self.hear(told)),
-            Err(TryRecvError::Lagged(lost)) => Some(self.lost(lost)),
-            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
+        loop {
+            match self.receiver.try_recv() {
+                Ok(event) => return Some(event),
+                Err(TryRecvError::Lagged(lost)) => return Some(self.lost(lost)),
+                Err(TryRecvError::Closed) => return None,
+                Err(TryRecvError::Empty) => {
+                    if !self.agenda.carry_out_first(self.clock.now()) {
+                        return None;
+                    }
+                }
+            }
         }
     }
 
     /// How many events were lost to it so far, because it fell too far behind.
     #[must_use]
     pub fn lost_so_far(&self) -> u64 {
-        self.subscription.lost
-    }
-
-    fn hear(&mut self, told: Told) -> Event {
-        if let (Source::Registry { unsettled, due, .. }, Some(breaker)) =
-            (&mut self.source, told.changed)
-        {
-            *due = None;
-            let others =
-                |other: &Weak<Shared>| other.strong_count() > 0 && !Weak::ptr_eq(other, &breaker);
-            unsettled.retain(others);
-            let to = match told.event.kind {
-                EventKind::Transition(transition) => transition.to,
-                _ => State::Closed,
-            };
-            if is_unsettled(to) {
-                unsettled.push(breaker);
-            }
-        }
-        told.event
-    }
-
-    fn wake(&mut self) {
-        match &mut self.source {
-            Source::Breaker(breaker) => breaker.wake(),
-            Source::Registry { unsettled, due, .. } => {
-                *due = None;
-                for breaker in unsettled.iter().filter_map(Weak::upgrade) {
-                    CircuitBreaker(breaker).wake();
-                }
-            }
-        }
+        self.lost
     }
 
     fn lost(&mut self, lost: u64) -> Event {
-        self.subscription.lost += lost;
-        let breaker = match &mut self.source {
-            Source::Breaker(breaker) => Arc::clone(breaker.name()),
-            Source::Registry {
-                registry,
-                unsettled: known,
-                due,
-                ..
-            } => {
-                // Changes may be among what is lost.
-                if let Some(manager) = registry.upgrade() {
-                    *known = unsettled(&manager);
-                    *due = None;
-                }
-                Arc::from("")
-            }
-        };
+        self.lost += lost;
         Event {
-            breaker,
+            breaker: Arc::clone(&self.name),
             kind: EventKind::Lost(lost),
         }
     }
 }
 
-/// The breakers that time alone will change.
-fn unsettled(manager: &Manager) -> Vec<Weak<Shared>> {
-    let mut found = Vec::new();
-    manager.for_each(|breaker| {
-        if is_unsettled(breaker.state()) {
-            found.push(Arc::downgrade(&breaker.0));
-        }
-    });
-    found
-}
-
-fn is_unsettled(state: State) -> bool {
-    matches!(state, State::Open | State::HalfOpen)
-}
-
-/// When the first of these changes, and whether that is certain: a half-open breaker's next probe
-/// brings a deadline that nobody is told of.
-fn next_due(unsettled: &[Weak<Shared>]) -> (Timestamp, bool) {
-    let mut first = (Timestamp::NEVER, true);
-    for breaker in unsettled
-        .iter()
-        .filter_map(Weak::upgrade)
-        .map(CircuitBreaker)
-    {
-        let is_open = breaker.0.machine.state(breaker.clock().now()) == State::Open;
-        first = (first.0.min(breaker.next_due()), first.1 && is_open);
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.subscribers.fetch_sub(1, Ordering::Relaxed);
     }
-    first
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events")
+            .field("name", &self.name)
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Who is told: those who want to hear of everything, and those who want transitions only.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Topics {
-    all: OnceLock<Arc<Topic>>,
-    transitions: OnceLock<Arc<Topic>>,
+    all: OnceLock<Topic>,
+    transitions: OnceLock<Topic>,
+    /// Of both, made by the first subscriber.
+    agenda: OnceLock<Arc<Agenda>>,
 }
 
 /// Made by its first subscriber.
-#[derive(Debug)]
 struct Topic {
-    sender: Sender<Told>,
+    /// Gone within the drop only.
+    sender: Option<Sender<Event>>,
     /// The sender would take a lock to say it.
-    subscribers: AtomicUsize,
+    subscribers: Arc<AtomicUsize>,
 }
 
 const CAPACITY: usize = 1024;
 
-#[derive(Clone, Debug)]
-struct Told {
-    event: Event,
-    /// The breaker that has changed its state.
-    changed: Option<Weak<Shared>>,
-}
-
 impl Topics {
-    pub(super) fn all(&self) -> Subscription {
-        Subscription::to(&self.all)
+    /// Subscribes to everything that happens to the breaker of this name, or to all where it is
+    /// empty.
+    pub(super) fn all(&self, name: Arc<str>, clock: &Clock) -> Events {
+        self.subscribe(&self.all, name, clock)
     }
 
-    pub(super) fn transitions(&self) -> Subscription {
-        Subscription::to(&self.transitions)
+    /// As [`Topics::all`], to transitions.
+    pub(super) fn transitions(&self, name: Arc<str>, clock: &Clock) -> Events {
+        self.subscribe(&self.transitions, name, clock)
+    }
+
+    fn subscribe(&self, topic: &OnceLock<Topic>, name: Arc<str>, clock: &Clock) -> Events {
+        let agenda = Arc::clone(self.agenda.get_or_init(Arc::default));
+        let topic = topic.get_or_init(Topic::new);
+        let receiver = topic.sender().subscribe();
+        topic.subscribers.fetch_add(1, Ordering::SeqCst);
+        Events {
+            receiver,
+            subscribers: Arc::clone(&topic.subscribers),
+            agenda,
+            clock: clock.clone(),
+            name,
+            lost: 0,
+        }
     }
 
     /// Whether anybody wants to hear of calls.
     pub(super) fn wants_calls(&self) -> bool {
         is_wanted(&self.all)
+    }
+
+    /// The subscribers' agenda, while there are any.
+    #[inline]
+    pub(super) fn agenda(&self) -> Option<&Arc<Agenda>> {
+        let agenda = self.agenda.get()?;
+        (is_wanted(&self.all) || is_wanted(&self.transitions)).then_some(agenda)
     }
 
     #[inline]
@@ -297,55 +230,38 @@ impl Topics {
 }
 
 #[inline]
-fn is_wanted(topic: &OnceLock<Arc<Topic>>) -> bool {
+fn is_wanted(topic: &OnceLock<Topic>) -> bool {
     let topic = topic.get();
     topic.is_some_and(|topic| topic.subscribers.load(Ordering::SeqCst) > 0)
 }
 
 #[cold]
-fn send(topic: &OnceLock<Arc<Topic>>, breaker: &CircuitBreaker, kind: EventKind) {
+fn send(topic: &OnceLock<Topic>, breaker: &CircuitBreaker, kind: EventKind) {
     let Some(topic) = topic.get() else { return };
-    let is_change = matches!(kind, EventKind::Transition(_));
-    let told = Told {
-        event: Event {
-            breaker: Arc::clone(breaker.name()),
-            kind,
-        },
-        changed: is_change.then(|| Arc::downgrade(&breaker.0)),
-    };
+    let breaker = Arc::clone(breaker.name());
     contained(|| {
         // No receiver is left: nobody wants to know.
-        let _ = topic.sender.send(told);
+        let _ = topic.sender().send(Event { breaker, kind });
     });
 }
 
-#[derive(Debug)]
-pub(super) struct Subscription {
-    receiver: Receiver<Told>,
-    topic: Arc<Topic>,
-    lost: u64,
-}
-
-impl Subscription {
-    fn to(topic: &OnceLock<Arc<Topic>>) -> Self {
-        let topic = topic.get_or_init(|| {
-            Arc::new(Topic {
-                sender: broadcast::channel(CAPACITY).0,
-                subscribers: AtomicUsize::new(0),
-            })
-        });
-        let receiver = topic.sender.subscribe();
-        topic.subscribers.fetch_add(1, Ordering::SeqCst);
+impl Topic {
+    fn new() -> Self {
         Self {
-            receiver,
-            topic: Arc::clone(topic),
-            lost: 0,
+            sender: Some(broadcast::channel(CAPACITY).0),
+            subscribers: Arc::default(),
         }
+    }
+
+    fn sender(&self) -> &Sender<Event> {
+        self.sender.as_ref().expect("only the drop takes it")
     }
 }
 
-impl Drop for Subscription {
+impl Drop for Topic {
+    /// Its end wakes those who wait.
     fn drop(&mut self) {
-        self.topic.subscribers.fetch_sub(1, Ordering::Relaxed);
+        let sender = self.sender.take();
+        contained(|| drop(sender));
     }
 }

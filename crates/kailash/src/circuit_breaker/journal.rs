@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::agenda::Appointment;
 use super::{Config, Transition};
 
 /// The changes that one act has brought.
@@ -26,7 +27,7 @@ impl News {
 /// What the lock of a breaker guards.
 pub(super) struct Journal {
     pub(super) config: Arc<Config>,
-    /// Made by the first transition.
+    /// Made by the first transition or appointment.
     transitions: Option<Box<Transitions>>,
 }
 
@@ -36,6 +37,8 @@ struct Transitions {
     kept: VecDeque<Transition>,
     untold: VecDeque<Transition>,
     is_telling: bool,
+    /// In the agendas of the registry's subscribers and of the breaker's own.
+    appointments: [Option<Appointment>; 2],
 }
 
 const KEPT: usize = 5;
@@ -66,6 +69,15 @@ impl Journal {
     /// The newest transitions, the oldest first.
     pub(super) fn kept(&self) -> impl Iterator<Item = &Transition> {
         self.transitions.iter().flat_map(|all| &all.kept)
+    }
+
+    pub(super) fn has_appointments(&self) -> bool {
+        let all = self.transitions.iter().flat_map(|all| &all.appointments);
+        all.flatten().next().is_some()
+    }
+
+    pub(super) fn appointments(&mut self) -> &mut [Option<Appointment>; 2] {
+        &mut self.transitions.get_or_insert_default().appointments
     }
 
     /// Whether the asker has to tell what is untold, because nobody else does.

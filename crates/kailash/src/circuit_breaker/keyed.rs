@@ -556,7 +556,9 @@ impl Keyed {
             entry.touch(now);
             return entry.breaker.clone();
         }
-        self.0.create(shard, &key, now)
+        let made = self.0.create(shard, &key, now);
+        made.make_appointments();
+        made
     }
 
     /// The breaker of this key, if there is one. To ask is no use of the key.

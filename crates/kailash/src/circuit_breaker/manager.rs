@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use papaya::Guard as _;
 
@@ -48,16 +48,6 @@ struct Shared {
     presets: RwLock<Presets>,
     /// The newest settings, which the next breaker often shares.
     newest: Mutex<Arc<Config>>,
-}
-
-/// A registry, as long as others keep it.
-#[derive(Clone, Debug)]
-pub(super) struct Registry(Weak<Shared>);
-
-impl Registry {
-    pub(super) fn upgrade(&self) -> Option<Manager> {
-        self.0.upgrade().map(Manager)
-    }
 }
 
 impl Manager {
@@ -106,6 +96,7 @@ impl Manager {
         let breakers = self.0.breakers.pin();
         let breaker = breakers.get_or_insert(Arc::clone(made.name()), made.clone());
         breaker.mind_calls_if_wanted();
+        breaker.make_appointments();
         // Another thread may have been faster, with other settings.
         same_settings(breaker.clone(), wanted.as_ref())
     }
@@ -248,19 +239,28 @@ impl Manager {
     }
 
     /// Subscribes to all that happens to all breakers from now on, those of keys and those to come
-    /// too. What holds of [`CircuitBreaker::subscribe`] holds here.
+    /// too. What holds of [`CircuitBreaker::subscribe`] holds here. It looks at each breaker once;
+    /// hearing of an event costs the same however many there are.
     #[must_use]
     pub fn subscribe(&self) -> Events {
-        let events = Events::of_registry(self, self.0.context.hub.topics.all());
+        let Context { hub, clock, .. } = &*self.0.context;
+        let events = hub.topics.all("".into(), clock);
         fence(Ordering::SeqCst);
-        self.for_each(CircuitBreaker::mind_calls);
+        self.for_each(|breaker| {
+            breaker.mind_calls();
+            breaker.make_appointments();
+        });
         events
     }
 
     /// As [`Manager::subscribe`], to transitions only: calls cost nothing then.
     #[must_use]
     pub fn subscribe_transitions(&self) -> Events {
-        Events::of_registry(self, self.0.context.hub.topics.transitions())
+        let Context { hub, clock, .. } = &*self.0.context;
+        let events = hub.topics.transitions("".into(), clock);
+        fence(Ordering::SeqCst);
+        self.for_each(CircuitBreaker::make_appointments);
+        events
     }
 
     /// Records from now on how long calls take: 2 KiB for each breaker by name and for each group of
@@ -276,16 +276,8 @@ impl Manager {
         self.0.context.hub.set_records_durations(false);
     }
 
-    pub(super) fn clock(&self) -> &Clock {
-        &self.0.context.clock
-    }
-
-    pub(super) fn downgrade(&self) -> Registry {
-        Registry(Arc::downgrade(&self.0))
-    }
-
     /// Shows each breaker, those of keys too.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&CircuitBreaker)) {
+    fn for_each(&self, mut visit: impl FnMut(&CircuitBreaker)) {
         self.all().iter().for_each(&mut visit);
         for group in self.groups() {
             group.for_each(&mut visit);
