@@ -2,10 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
@@ -949,6 +950,50 @@ fn a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slo
     with_broken_waker(events.recv(), || probe.success());
     assert_eq!(breaker.snapshot().probes_in_flight, 0);
     assert_eq!(breaker.snapshot().probe_successes, 2);
+}
+
+/// A subscriber's waker that looks at the breaker: its state, failures and probes in flight.
+struct Looks(CircuitBreaker, Mutex<Vec<(State, u64, u32)>>);
+
+impl Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        let seen = self.0.snapshot();
+        let seen = (seen.state, seen.failures, seen.probes_in_flight);
+        self.1.lock().unwrap().push(seen);
+    }
+}
+
+#[test]
+fn an_end_is_told_once_it_is_recorded_and_what_it_brought_about_is_done() {
+    let (clock, hand) = Clock::manual();
+    let config = Config {
+        failure_threshold: 2,
+        ..one_failure_opens()
+    };
+    let breaker = CircuitBreaker::with_clock("test", config, clock).unwrap();
+    let mut events = breaker.subscribe();
+    let looks = Arc::new(Looks(breaker.clone(), Mutex::default()));
+    let waker = Waker::from(Arc::clone(&looks));
+    let mut first_look = |act: &dyn Fn()| {
+        heard(&mut events);
+        let mut next = pin!(events.recv());
+        let pending = next.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(pending.is_pending());
+        act();
+        std::mem::take(&mut *looks.1.lock().unwrap())[0]
+    };
+    let fails = || assert!(breaker.call_sync(|| Err::<(), _>(())).is_err());
+    assert_eq!(first_look(&fails), (State::Closed, 1, 0));
+    assert_eq!(first_look(&fails), (State::Open, 2, 0));
+    hand.advance(S(60));
+    let probe = breaker.try_acquire().unwrap();
+    let probe = Cell::new(Some(probe));
+    let succeeds = || probe.take().unwrap().success();
+    assert_eq!(first_look(&succeeds), (State::Closed, 2, 0));
+    assert_eq!(
+        first_look(&|| breaker.record_failure()),
+        (State::Closed, 3, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -302,6 +302,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_woken_before_his_time_enters_again() {
+        let manager = Manager::with_clock(Clock::manual().0);
+        let events = manager.subscribe();
+        let breaker = manager.get_or_create("a", config()).unwrap();
+        breaker.record_failure();
+        let agenda = manager_agenda(&breaker);
+        let later = agenda.first() + Duration::from_secs(1);
+        assert!(agenda.carry_out_first(later));
+        assert_eq!(entered(agenda), due(std::slice::from_ref(&breaker)));
+        assert_eq!(entered(agenda).len(), 1);
+        drop(events);
+    }
+
+    #[test]
     fn a_breaker_that_is_gone_leaves_it() {
         let manager = Manager::new();
         let events = manager.subscribe();
