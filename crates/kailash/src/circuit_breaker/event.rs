@@ -46,9 +46,9 @@ pub enum EventKind {
 
 /// A subscription, which ends when it is dropped.
 ///
-/// It keeps no breaker alive: what happened last is told, and then that nobody is left of whom more
-/// could be told. While somebody waits on it, changes that time alone brings about (an open breaker that becomes
-/// half-open, a probe that lapses) are told when they are due; else by the next call.
+/// It keeps no breaker alive: when there is none left to hear of, it tells what it still holds, and
+/// then `None`. While somebody waits on it, changes that time alone brings about (an open breaker
+/// that becomes half-open, a probe that lapses) are told when they are due; else by the next call.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(async {
@@ -77,11 +77,11 @@ pub enum EventKind {
 /// ```
 pub struct Events {
     receiver: Receiver<Event>,
-    /// Of the topic, counted here too.
+    /// Those of the topic, this one among them.
     subscribers: Arc<AtomicUsize>,
     agenda: Arc<Agenda>,
     clock: Clock,
-    /// Whose events are lost: the breaker's, or any of a registry's.
+    /// The breaker's; empty where they are a registry's.
     name: Arc<str>,
     lost: u64,
 }
