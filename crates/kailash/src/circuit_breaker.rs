@@ -267,7 +267,7 @@ impl CircuitBreaker {
     #[inline]
     fn tell_refusal(&self, rejected: machine::Rejected) -> Refused {
         if LevelFilter::current() >= LevelFilter::DEBUG {
-            self.log_refusal(&rejected);
+            self.log_refusal(rejected.state, rejected.cause, rejected.retry_after);
         }
         if self.tells_calls() {
             self.tell(EventKind::Rejected);
@@ -277,13 +277,7 @@ impl CircuitBreaker {
 
     /// Kept out, so that a refusal which nobody logs is not laid out in memory for it.
     #[cold]
-    fn log_refusal(&self, rejected: &machine::Rejected) {
-        let machine::Rejected {
-            state,
-            cause,
-            retry_after,
-            ..
-        } = rejected;
+    fn log_refusal(&self, state: State, cause: Cause, retry_after: Option<Duration>) {
         let breaker = &*self.0.name;
         let wait = retry_after.map(tracing::field::debug);
         contained(|| {
