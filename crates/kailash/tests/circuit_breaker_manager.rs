@@ -11,6 +11,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use kailash::circuit_breaker::{
     CircuitBreaker, Config, CreateError, Event, EventKind, Events, KeyedConfig, Manager, Outcome,
     Overrides, PresetError, Presets, State, Transition, WindowKind,
@@ -950,6 +951,52 @@ fn a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slo
     with_broken_waker(events.recv(), || probe.success());
     assert_eq!(breaker.snapshot().probes_in_flight, 0);
     assert_eq!(breaker.snapshot().probe_successes, 2);
+}
+
+#[test]
+fn whoevers_waker_panics_the_others_are_woken() {
+    let breaker = CircuitBreaker::new("test", one_failure_opens()).unwrap();
+    let mut events: Vec<_> = (0..5).map(|_| breaker.subscribe()).collect();
+    let waits = events
+        .iter_mut()
+        .map(|it| it.recv().map(drop).boxed_local());
+    let ready = (0..5).map(|_| breaker.wait_until_closed().boxed_local());
+    let woken = Arc::new(Counts::default());
+    let (broken, counts) = (
+        Waker::from(Arc::new(Broken)),
+        Waker::from(Arc::clone(&woken)),
+    );
+    let poll = |wait: &mut LocalBoxFuture<'_, ()>, waker: &Waker| {
+        assert!(
+            wait.as_mut()
+                .poll(&mut Context::from_waker(waker))
+                .is_pending()
+        );
+    };
+    let wakers = [&broken, &counts, &broken, &counts, &broken];
+    let mut waits: Vec<_> = waits.collect();
+    waits
+        .iter_mut()
+        .zip(wakers)
+        .for_each(|(wait, waker)| poll(wait, waker));
+    breaker.force_open();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+    let mut ready: Vec<_> = ready.collect();
+    ready
+        .iter_mut()
+        .zip(wakers)
+        .for_each(|(wait, waker)| poll(wait, waker));
+    breaker.reset();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 4);
+}
+
+#[derive(Default)]
+struct Counts(AtomicU64);
+
+impl Wake for Counts {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A subscriber's waker that looks at the breaker: its state, failures and probes in flight.

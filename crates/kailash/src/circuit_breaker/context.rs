@@ -1,8 +1,11 @@
 //! What breakers have in common, and who wants to know of one.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{self, Wake, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -178,4 +181,23 @@ impl CircuitBreaker {
 /// permit that a panic drops it would end the process.
 pub(super) fn contained(tell: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(tell));
+}
+
+/// Waits, and contains the panic of the waker: tokio wakes those who wait one after the other, and
+/// would leave all behind the one that panics asleep.
+pub(super) async fn woken_alone<T>(wait: impl Future<Output = T>) -> T {
+    let mut wait = pin!(wait);
+    poll_fn(|context| {
+        let waker = Waker::from(Arc::new(Contained(context.waker().clone())));
+        wait.as_mut().poll(&mut task::Context::from_waker(&waker))
+    })
+    .await
+}
+
+struct Contained(Waker);
+
+impl Wake for Contained {
+    fn wake(self: Arc<Self>) {
+        contained(|| self.0.wake_by_ref());
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
 use super::agenda::Agenda;
-use super::context::contained;
+use super::context::{contained, woken_alone};
 use super::{CircuitBreaker, Outcome, Transition};
 use crate::clock::Clock;
 
@@ -93,6 +93,10 @@ impl Events {
     /// # Panics
     /// Outside a tokio runtime with time, where the clock is not a manual one.
     pub async fn recv(&mut self) -> Option<Event> {
+        woken_alone(self.next()).await
+    }
+
+    async fn next(&mut self) -> Option<Event> {
         loop {
             // Made before the look, so that none gets earlier between the two.
             let sooner = self.agenda.sooner();

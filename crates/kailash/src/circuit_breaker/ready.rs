@@ -1,5 +1,6 @@
 //! Waiting for a breaker.
 
+use super::context::woken_alone;
 use super::{CircuitBreaker, State};
 use kailash_core::time::Timestamp;
 
@@ -38,7 +39,7 @@ impl CircuitBreaker {
             return;
         }
         let may_admit = || self.0.machine.may_admit(self.settled());
-        self.wait_until(may_admit, || self.next_due()).await;
+        woken_alone(self.wait_until(may_admit, || self.next_due())).await;
     }
 
     /// Waits until calls pass freely: until the breaker is closed, disabled or metrics-only.
@@ -47,7 +48,7 @@ impl CircuitBreaker {
     /// Dropping the future leaves nothing behind.
     pub async fn wait_until_closed(&self) {
         let is_closed = || !matches!(self.state(), State::Open | State::HalfOpen);
-        self.wait_until(is_closed, || Timestamp::NEVER).await;
+        woken_alone(self.wait_until(is_closed, || Timestamp::NEVER)).await;
     }
 
     /// Waits until `is_reached`, which is asked after each change of the breaker and when time may
