@@ -181,6 +181,18 @@ mod tests {
     }
 
     #[test]
+    fn a_level_is_written_as_its_word() {
+        let levels = [
+            AlertLevel::Info,
+            AlertLevel::Warning,
+            AlertLevel::Critical,
+            AlertLevel::Fatal,
+        ];
+        let words = levels.map(|level| std::format!("{level}"));
+        assert_eq!(words, ["info", "warning", "critical", "fatal"]);
+    }
+
+    #[test]
     fn closing_resolves_once() {
         let mut incident = Incident::new(true);
         assert_eq!(incident.close(), None);

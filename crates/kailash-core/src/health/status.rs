@@ -60,3 +60,25 @@ impl fmt::Display for Status {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_status_reads_as_it_is_written() {
+        for (status, word) in [
+            (Status::Healthy, "healthy"),
+            (Status::Degraded, "degraded"),
+            (Status::Unhealthy, "unhealthy"),
+            (Status::Unknown, "unknown"),
+        ] {
+            assert_eq!(status.to_string(), word);
+            assert_eq!(Status::from_word(word), Some(status));
+            assert_eq!(Status::from_word(&word.to_uppercase()), Some(status));
+        }
+        assert_eq!(Status::from_word("well"), None);
+    }
+}
