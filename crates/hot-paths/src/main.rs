@@ -8,8 +8,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::env;
+use std::future::{Future, ready};
 use std::hint::black_box;
+use std::pin::pin;
 use std::process::ExitCode;
+use std::task::{Context, Poll, Waker};
 
 use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
 use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Manager, WindowKind};
@@ -18,7 +21,7 @@ use kailash::clock::Clock;
 /// Calls of one run; `xtask` divides by it.
 const CALLS: u32 = 10_000;
 
-const PATHS: [(&str, fn()); 10] = [
+const PATHS: [(&str, fn()); 11] = [
     ("breaker_closed_without_clock", || {
         let breaker = breaker(without_clock());
         measured(|| black_box(breaker.call_sync(ok)).is_ok());
@@ -26,6 +29,15 @@ const PATHS: [(&str, fn()); 10] = [
     ("breaker_closed_timed", || {
         let breaker = breaker(Config::default());
         measured(|| black_box(breaker.call_sync(ok)).is_ok());
+    }),
+    ("breaker_closed_future", || {
+        let breaker = breaker(without_clock());
+        let mut cx = Context::from_waker(Waker::noop());
+        measured(|| {
+            let call = pin!(breaker.call(|| ready(ok())));
+            let polled = black_box(call.poll(&mut cx));
+            matches!(polled, Poll::Ready(Ok(_)))
+        });
     }),
     ("breaker_closed_time_window", || {
         let breaker = breaker(Config {
@@ -120,7 +132,7 @@ fn main() -> ExitCode {
 
 /// Callgrind counts while this runs. `expected` makes sure that it is the path that its name says.
 #[inline(never)]
-fn measured(expected: impl Fn() -> bool) {
+fn measured(mut expected: impl FnMut() -> bool) {
     for _ in 0..CALLS {
         assert!(expected());
     }

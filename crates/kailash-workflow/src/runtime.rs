@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use indexmap::IndexMap;
 use kailash::bulkhead::{self, Admission, Partition, Priority, RunError};
-use kailash::circuit_breaker::{self, CircuitBreaker};
+use kailash::circuit_breaker::{self, CallError, CircuitBreaker, Outcome};
 use uuid::Uuid;
 
 use crate::builder::{PlanError, Planned, RESULT, Workflow};
@@ -476,17 +476,20 @@ async fn behind_breaker(node: &Planned, guards: &Guards, inputs: Map) -> Result<
     let Some(breaker) = &guards.breaker else {
         return in_partition(node, guards, inputs).await;
     };
-    let permit = breaker.try_acquire().map_err(NodeError::Rejected)?;
-    let result = in_partition(node, guards, inputs).await;
-    match &result {
-        Ok(Answer::Success(_)) => permit.success(),
-        Ok(Answer::Failure(_)) => permit.failure(),
+    let outcome = |result: &Result<Answer, NodeError>| match result {
+        Ok(Answer::Success(_)) => Outcome::Success,
+        Ok(Answer::Failure(_)) => Outcome::Failure,
         // Nothing was tried, so nothing was learnt.
-        Err(NodeError::Input(_)) => permit.ignore(),
-        Err(error) if error.is_rejection() || node.node.is_neutral(error) => permit.ignore(),
-        Err(_) => permit.failure(),
+        Err(NodeError::Input(_)) => Outcome::Ignored,
+        Err(error) if error.is_rejection() || node.node.is_neutral(error) => Outcome::Ignored,
+        Err(_) => Outcome::Failure,
+    };
+    let call = || in_partition(node, guards, inputs);
+    match breaker.call_with(outcome, call).await {
+        Ok(answer) => Ok(answer),
+        Err(CallError::Rejected(rejected)) => Err(NodeError::Rejected(rejected)),
+        Err(CallError::Inner(error)) => Err(error),
     }
-    result
 }
 
 async fn in_partition(node: &Planned, guards: &Guards, inputs: Map) -> Result<Answer, NodeError> {

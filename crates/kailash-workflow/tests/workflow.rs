@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kailash::bulkhead::{self, PartitionConfig, PartitionType};
-use kailash::circuit_breaker;
+use kailash::circuit_breaker::{self, State};
 use kailash::clock::Clock;
 use kailash_workflow::{
     Inputs, LocalRuntime, Map, Node, NodeError, NodeResult, PlanError, Policies, Ports, Run, Value,
@@ -427,4 +427,53 @@ async fn a_node_runs_inside_its_partition_and_the_partition_s_timeout_holds() {
     assert_eq!(shown(&run.results["out"]), json!({"partition": null}));
     let result = alone(&runtime, &Script::new([Step::Hang]), policies).await;
     assert_eq!(shown(&result)["error_type"], "TimeoutError");
+}
+
+fn behind(breaker: &str) -> Policies {
+    Policies {
+        breaker: Some(breaker.to_owned()),
+        ..Policies::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_elsewhere_cancels_the_nodes_it_drops_and_fails_none() {
+    let runtime = Arc::new(runtime());
+    let config = circuit_breaker::Config {
+        failure_threshold: 1,
+        ..circuit_breaker::Config::default()
+    };
+    let breaker = runtime.breakers().get_or_create("b", config).unwrap();
+    let handler = tokio::spawn(async move {
+        let node = Script::new([Step::Hang]);
+        let mut run = Box::pin(alone(&runtime, &node, behind("b")));
+        assert!(futures_util::poll!(&mut run).is_pending());
+        assert_eq!(node.runs(), 1);
+        panic!("a mistake of the handler, and not of the node");
+    });
+    assert!(handler.await.unwrap_err().is_panic());
+    assert_eq!(breaker.snapshot().failures, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_hang_open_a_breaker_that_counts_overdue_calls_before_they_end() {
+    let runtime = runtime();
+    let config = circuit_breaker::Config {
+        overdue_calls_enabled: true,
+        slow_call_threshold: Some(Duration::from_secs(1)),
+        min_calls_before_evaluation: 2,
+        ..circuit_breaker::Config::default()
+    };
+    let breaker = runtime.breakers().get_or_create("b", config).unwrap();
+    let hanging = Script::new([Step::Hang]);
+    let mut runs: Vec<_> = (0..2)
+        .map(|_| Box::pin(alone(&runtime, &hanging, behind("b"))))
+        .collect();
+    for run in &mut runs {
+        assert!(futures_util::poll!(run).is_pending());
+    }
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let result = alone(&runtime, &hanging, behind("b")).await;
+    assert_eq!(shown(&result)["error_type"], "CircuitBreakerError");
+    assert_eq!((breaker.state(), hanging.runs()), (State::Open, 2));
 }

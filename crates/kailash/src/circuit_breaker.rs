@@ -70,7 +70,7 @@ pub(crate) use call::outcome_of;
 use context::{Audience, Context, contained};
 use journal::{Journal, News};
 #[cfg(feature = "tower")]
-use permit::dropped;
+pub(crate) use permit::OnUnwind;
 use permit::ran;
 use rejected::Refused;
 

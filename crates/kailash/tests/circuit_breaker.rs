@@ -165,6 +165,81 @@ fn a_panic_is_a_failure_and_leaks_nothing() {
     assert_eq!((status.failures, status.probes_in_flight), (2, 0));
 }
 
+#[tokio::test]
+async fn a_panic_out_of_a_future_is_a_failure_once_wherever_it_panics() {
+    async fn fails_in_poll() -> Result<(), ()> {
+        panic!("in the future")
+    }
+    let in_making = |_: ()| -> std::future::Ready<Result<(), ()>> { panic!("in the making") };
+    let (breaker, hand) = breaker(many_failures_open());
+    let failures = || breaker.snapshot().failures;
+
+    let mut call = Box::pin(breaker.call(fails_in_poll));
+    let polled = AssertUnwindSafe(&mut call).catch_unwind();
+    assert!(polled.await.is_err());
+    assert_eq!(failures(), 1, "before the future is dropped");
+    // From a second on, a call that is dropped while it runs would count.
+    hand.advance(S(60));
+    drop(call);
+    assert_eq!(failures(), 1, "and not again afterwards");
+
+    let call = AssertUnwindSafe(breaker.call(|| in_making(()))).catch_unwind();
+    assert!(call.await.is_err());
+    assert_eq!(failures(), 2);
+
+    let confused = |_: &Result<(), ()>| -> Outcome { panic!("in the classifier") };
+    let call = breaker.call_with(confused, || async { Ok(()) });
+    assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
+    assert_eq!((failures(), breaker.snapshot().calls), (3, 3));
+}
+
+#[tokio::test]
+async fn a_panic_elsewhere_cancels_the_calls_it_drops_and_fails_none() {
+    let (breaker, _) = breaker(one_failure_opens());
+    let own = breaker.clone();
+    let handler = tokio::spawn(async move {
+        let call = || Box::pin(own.call(pending::<Result<(), ()>>));
+        let mut in_flight: Vec<_> = (0..5).map(|_| call()).collect();
+        for call in &mut in_flight {
+            assert!(futures_util::poll!(call).is_pending());
+        }
+        panic!("a mistake of the handler, in none of the calls");
+    });
+    assert!(handler.await.unwrap_err().is_panic());
+    let status = breaker.snapshot();
+    assert_eq!((status.state, status.failures), (State::Closed, 0));
+}
+
+#[tokio::test]
+async fn a_panic_between_two_breakers_fails_the_outer_call_and_cancels_the_inner() {
+    let (outer, _) = breaker(many_failures_open());
+    let (inner, _) = breaker(many_failures_open());
+    let call = outer.call(|| async {
+        let mut query = Box::pin(inner.call(pending::<Result<(), ()>>));
+        assert!(futures_util::poll!(&mut query).is_pending());
+        let rows = Vec::<Result<(), ()>>::new();
+        let first = rows[0];
+        query.await.unwrap();
+        first
+    });
+    assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
+    assert_eq!(
+        (outer.snapshot().failures, inner.snapshot().failures),
+        (1, 0)
+    );
+}
+
+#[test]
+fn a_permit_that_a_panic_drops_is_a_failure() {
+    let (breaker, _) = breaker(many_failures_open());
+    let call = || {
+        let _permit = breaker.try_acquire().unwrap();
+        panic!("while it is held");
+    };
+    assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+    assert_eq!(breaker.snapshot().failures, 1);
+}
+
 #[test]
 fn a_dropped_permit_is_a_cancelled_call() {
     let (breaker, hand) = breaker(one_failure_opens());

@@ -527,6 +527,24 @@ async fn a_panic_counts_when_it_happens_and_once_though_the_future_is_kept() {
 }
 
 #[tokio::test]
+async fn a_panic_elsewhere_cancels_the_responses_it_drops_and_fails_none() {
+    let (breaker, _hand) = breaker();
+    let (service, _seen) = guarded(&breaker);
+    let handler = tokio::spawn(async move {
+        let mut in_flight: Vec<_> = (0..5)
+            .map(|_| Box::pin(service.clone().oneshot(Work::Hangs)))
+            .collect();
+        for response in &mut in_flight {
+            assert!(poll!(response).is_pending());
+        }
+        panic!("a mistake of the handler, in none of the calls");
+    });
+    assert!(handler.await.unwrap_err().is_panic());
+    let status = breaker.snapshot();
+    assert_eq!((status.state, status.failures), (State::Closed, 0));
+}
+
+#[tokio::test]
 async fn a_classifier_that_panics_is_a_failure() {
     let (breaker, _hand) = breaker();
     let (dependency, _seen) = dependency();

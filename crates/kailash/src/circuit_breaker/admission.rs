@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kailash_core::circuit_breaker as machine;
 
-use super::{CircuitBreaker, Outcome, Refused, Rejected, Shared, dropped};
+use super::{CircuitBreaker, Outcome, Refused, Rejected, Shared};
 use crate::spare::{self, Spare};
 
 thread_local! {
@@ -14,7 +14,8 @@ thread_local! {
 
 /// Leave to make one call: an [`OwnedPermit`](super::OwnedPermit) that never pauses.
 ///
-/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+/// Dropped without a verdict it is a cancelled call, whatever unwinds then: whoever holds it tells the
+/// call's own panics as they happen.
 #[derive(Debug)]
 pub(crate) struct Admission {
     /// Present until the drop.
@@ -38,7 +39,7 @@ impl Drop for Admission {
     #[inline]
     fn drop(&mut self) {
         if self.permit.is_some() {
-            self.record(dropped());
+            self.record(Outcome::Cancelled);
         }
         if let Some(CircuitBreaker(shared)) = self.breaker.take() {
             spare::keep(&SPARE, shared);

@@ -1,5 +1,11 @@
 //! Whole calls behind a breaker.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+use super::permit::Call;
 use super::{CallError, CircuitBreaker, Outcome, Rejected};
 
 impl CircuitBreaker {
@@ -8,7 +14,8 @@ impl CircuitBreaker {
     /// So does one that says nothing about the dependency, such as the refusal of a partition or of
     /// another breaker within: [`CircuitBreaker::call_with`] tells them apart.
     ///
-    /// Dropping the future while it runs is a cancelled call.
+    /// Dropping the future while it runs is a cancelled call, even where a panic elsewhere in its task
+    /// drops it. A panic out of the call itself is a failure, and goes on.
     ///
     /// # Errors
     /// [`CallError::Rejected`] if the breaker refuses the call, which is then never made;
@@ -34,13 +41,13 @@ impl CircuitBreaker {
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut permit = self.try_acquire()?;
-        permit.watch()?;
-        let result = call().await;
-        // A panic in the classifier drops the permit, which counts it as a failure.
-        let outcome = classify(&result);
-        permit.end(outcome);
-        result.map_err(CallError::Inner)
+        let mut made = self.begin()?;
+        let running = Running {
+            future: made.part(call),
+            made,
+            classify: Some(classify),
+        };
+        running.await.map_err(CallError::Inner)
     }
 
     /// Runs a call behind the breaker, or `fallback` where the breaker refuses it.
@@ -116,12 +123,44 @@ impl CircuitBreaker {
         classify: impl FnOnce(&Result<T, E>) -> Outcome,
         call: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, CallError<E>> {
-        let mut permit = self.try_acquire()?;
-        permit.watch()?;
-        let result = call();
-        let outcome = classify(&result);
-        permit.end(outcome);
+        let mut made = self.begin()?;
+        let result = made.part(call);
+        let outcome = made.part(|| classify(&result));
+        made.end(outcome);
         result.map_err(CallError::Inner)
+    }
+}
+
+pin_project! {
+    struct Running<'a, F, C> {
+        #[pin]
+        future: F,
+        // After the future, so that it is counted when what it was about has ended.
+        made: Call<'a>,
+        classify: Option<C>,
+    }
+}
+
+impl<F, C, T, E> Future for Running<'_, F, C>
+where
+    F: Future<Output = Result<T, E>>,
+    C: FnOnce(&Result<T, E>) -> Outcome,
+{
+    type Output = Result<T, E>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = this.made.part(|| {
+            this.future.poll(cx).map(|result| {
+                let classify = this.classify.take().expect("polled again after its end");
+                let outcome = classify(&result);
+                (result, outcome)
+            })
+        });
+        let (result, outcome) = ready!(polled);
+        this.made.end(outcome);
+        Poll::Ready(result)
     }
 }
 

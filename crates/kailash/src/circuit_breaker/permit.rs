@@ -1,5 +1,6 @@
 //! Leave to make one call, which gives itself back.
 
+use std::mem;
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use super::{CircuitBreaker, Outcome, Rejected};
 
 /// Leave to make one call, which borrows its breaker.
 ///
-/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure, whoever panics: a
+/// permit that is kept across an await does not know its call's panics from others in its task. Where
+/// that matters, [`CircuitBreaker::call`] does.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once is a cancelled call"]
 pub struct Permit<'a> {
@@ -20,7 +23,9 @@ pub struct Permit<'a> {
 
 /// Leave to make one call, which keeps its breaker alive.
 ///
-/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure.
+/// Dropped without a verdict it is a cancelled call, dropped by a panic a failure, whoever panics: a
+/// permit that is kept across an await does not know its call's panics from others in its task. Where
+/// that matters, [`CircuitBreaker::call`] does.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once is a cancelled call"]
 pub struct OwnedPermit {
@@ -56,29 +61,17 @@ macro_rules! permit {
             /// When other calls turn out to be overdue, and open the breaker.
             #[inline]
             pub fn watched(mut self) -> Result<Self, Rejected> {
-                self.watch()?;
-                Ok(self)
-            }
-
-            #[inline]
-            pub(super) fn watch(&mut self) -> Result<(), Rejected> {
                 if self.breaker.0.machine.watches()
                     && let Some(permit) = self.inner.take()
                 {
                     self.inner = Some(self.breaker.watch(permit)?);
                 }
-                Ok(())
+                Ok(self)
             }
 
             /// The call ended so. Answers how long it ran, where calls are timed.
             #[inline]
             pub fn record(mut self, outcome: Outcome) -> Option<Duration> {
-                self.end(outcome)
-            }
-
-            /// Where it stands: moving a permit just before its end costs as much as the ticket.
-            #[inline(always)]
-            pub(super) fn end(&mut self, outcome: Outcome) -> Option<Duration> {
                 self.resume_if_paused();
                 let permit = self.inner.take()?;
                 self.breaker.finish(permit, outcome)
@@ -158,10 +151,68 @@ pub(super) fn ran(permit: &machine::Permit, now: Option<Timestamp>) -> Option<Du
 }
 
 #[cold]
-pub(super) fn dropped() -> Outcome {
+fn dropped() -> Outcome {
     if thread::panicking() {
         Outcome::Failure
     } else {
         Outcome::Cancelled
+    }
+}
+
+/// A call that is made here, and so knows its own panics: they are failures as they happen.
+///
+/// Dropped it is a cancelled call, whatever else in its task unwinds then.
+pub(super) struct Call<'a> {
+    breaker: &'a CircuitBreaker,
+    permit: Option<machine::Permit>,
+}
+
+impl CircuitBreaker {
+    /// Admits a call that is made here, and watches it where that is asked for.
+    #[inline(always)]
+    pub(super) fn begin(&self) -> Result<Call<'_>, Rejected> {
+        let mut permit = self.acquire().map_err(|refused| self.reject(refused))?;
+        if self.0.machine.watches() {
+            permit = self.watch(permit)?;
+        }
+        Ok(Call {
+            breaker: self,
+            permit: Some(permit),
+        })
+    }
+}
+
+impl Call<'_> {
+    /// Does a part of the call.
+    #[inline(always)]
+    pub(super) fn part<R>(&mut self, part: impl FnOnce() -> R) -> R {
+        let guard = OnUnwind(|| self.end(Outcome::Failure));
+        let result = part();
+        mem::forget(guard);
+        result
+    }
+
+    /// Where it stands: moving a permit just before its end costs as much as the ticket.
+    #[inline(always)]
+    pub(super) fn end(&mut self, outcome: Outcome) {
+        if let Some(permit) = self.permit.take() {
+            self.breaker.finish(permit, outcome);
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.end(Outcome::Cancelled);
+    }
+}
+
+/// Does something if it is dropped; who forgets it in time has not panicked.
+pub(crate) struct OnUnwind<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for OnUnwind<F> {
+    fn drop(&mut self) {
+        self.0();
     }
 }

@@ -11,7 +11,7 @@
 //! - **An error while getting ready** is passed on. It counts as the classifier says, by default
 //!   as a failure: a dependency that nobody can connect to must open its breaker too.
 //! - **Cancelled**: a response future that is dropped is a cancelled call, whose clock started
-//!   with the call.
+//!   with the call, even where a panic elsewhere in its task drops it.
 //! - **Panics** of the service within, or of the classifier, are failures and go on.
 //! - **Streams**: a call ends with its response, which for HTTP is the head of it. What becomes of
 //!   the body is not seen.
@@ -37,7 +37,9 @@ use tower_service::Service;
 pub use classify::{Classify, ErrIsFailure};
 pub use http::{HttpStatus, http_outcome};
 
-use crate::circuit_breaker::{Admission, CallError, CircuitBreaker, Outcome, Refusal, Rejected};
+use crate::circuit_breaker::{
+    Admission, CallError, CircuitBreaker, OnUnwind, Outcome, Refusal, Rejected,
+};
 
 /// Puts services behind a circuit breaker.
 ///
@@ -181,18 +183,20 @@ impl<S, C: Clone> CircuitBreakerService<S, C> {
     #[inline]
     fn admitted<Request>(
         &mut self,
-        admission: Admission,
+        mut admission: Admission,
         request: Request,
     ) -> ResponseFuture<S::Future, C>
     where
         S: Service<Request>,
     {
+        let guard = OnUnwind(|| admission.record(Outcome::Failure));
+        let (future, classifier) = (self.inner.call(request), self.classifier.clone());
+        mem::forget(guard);
         ResponseFuture {
             state: State::Called {
-                // A panic drops the admission, which counts it as a failure.
-                future: self.inner.call(request),
+                future,
                 admission,
-                classifier: self.classifier.clone(),
+                classifier,
             },
         }
     }
@@ -275,14 +279,5 @@ impl<F, C> fmt::Debug for ResponseFuture<F, C> {
             State::Rejected { rejected } => shown.field("rejected", rejected),
         };
         shown.finish_non_exhaustive()
-    }
-}
-
-/// Does something if it is dropped; who forgets it in time has not panicked.
-struct OnUnwind<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnUnwind<F> {
-    fn drop(&mut self) {
-        self.0();
     }
 }
