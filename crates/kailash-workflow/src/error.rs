@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kailash::bulkhead::{Closed, Full};
 use kailash::circuit_breaker::Rejected;
+use kailash::refusal::is_refusal;
 
 /// Why a node failed.
 #[derive(Clone, Debug)]
@@ -76,10 +77,11 @@ impl NodeError {
         }
     }
 
-    /// Whether a breaker or a partition refused the call, so that nothing was tried.
+    /// Whether a breaker or a partition refused the call, around the node or within it: see
+    /// [`kailash::refusal`].
     #[must_use]
     pub fn is_rejection(&self) -> bool {
-        matches!(self, Self::Rejected(_) | Self::Full(_) | Self::Closed(_))
+        is_refusal(self)
     }
 }
 

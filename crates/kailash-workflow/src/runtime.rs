@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use indexmap::IndexMap;
-use kailash::bulkhead::{self, Admission, Partition, Priority, RunError};
+use kailash::bulkhead::{self, Admission, Partition, Priority};
 use kailash::circuit_breaker::{self, CallError, CircuitBreaker, Outcome};
 use uuid::Uuid;
 
@@ -504,11 +504,13 @@ async fn in_partition(node: &Planned, guards: &Guards, inputs: Map) -> Result<An
         priority,
         timeout: None,
     };
-    match partition.run_with(admission, timed(node, inputs)).await {
-        Ok(result) => result,
-        Err(RunError::Full(full)) => Err(NodeError::Full(full)),
-        Err(RunError::Closed(closed)) => Err(NodeError::Closed(closed)),
-        Err(RunError::TimedOut(timed_out)) => Err(NodeError::TimedOut {
+    let call = || timed(node, inputs);
+    match partition.call_with(admission, call).await {
+        Ok(answer) => Ok(answer),
+        Err(bulkhead::CallError::Inner(error)) => Err(error),
+        Err(bulkhead::CallError::Full(full)) => Err(NodeError::Full(full)),
+        Err(bulkhead::CallError::Closed(closed)) => Err(NodeError::Closed(closed)),
+        Err(bulkhead::CallError::TimedOut(timed_out)) => Err(NodeError::TimedOut {
             after: timed_out.timeout,
         }),
     }

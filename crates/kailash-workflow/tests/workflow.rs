@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kailash::bulkhead::{self, PartitionConfig, PartitionType};
-use kailash::circuit_breaker::{self, State};
+use kailash::circuit_breaker::{self, CircuitBreaker, State};
 use kailash::clock::Clock;
 use kailash_workflow::{
     Inputs, LocalRuntime, Map, Node, NodeError, NodeResult, PlanError, Policies, Ports, Run, Value,
@@ -476,4 +476,36 @@ async fn nodes_that_hang_open_a_breaker_that_counts_overdue_calls_before_they_en
     let result = alone(&runtime, &hanging, behind("b")).await;
     assert_eq!(shown(&result)["error_type"], "CircuitBreakerError");
     assert_eq!((breaker.state(), hanging.runs()), (State::Open, 2));
+}
+
+/// A node that is refused by a breaker of its own.
+struct Refused(AtomicU32);
+
+impl Node for Refused {
+    fn run(&self, _: Map) -> BoxFuture<'_, Result<Map, NodeError>> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let own = CircuitBreaker::new("own", circuit_breaker::Config::default()).unwrap();
+        own.force_open();
+        let refused = own.call_sync(|| Ok::<_, std::fmt::Error>(Map::new()));
+        let failed = |error| NodeError::caused_by("no answer", error);
+        Box::pin(std::future::ready(refused.map_err(failed)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_within_a_node_is_neutral_to_its_breaker_and_not_tried_again() {
+    let runtime = runtime();
+    let node = Arc::new(Refused(AtomicU32::new(0)));
+    let mut builder = WorkflowBuilder::new();
+    let mut policies = behind("b");
+    policies.retry.retries = 3;
+    builder.add("n", Arc::clone(&node), (), policies).unwrap();
+    let workflow = builder.build().unwrap();
+    for _ in 0..10 {
+        let run = runtime.execute(&workflow, Inputs::default()).await.unwrap();
+        assert!(!run.is_success());
+    }
+    assert_eq!(node.0.load(Ordering::SeqCst), 10);
+    let breaker = runtime.breakers().get("b").unwrap().snapshot();
+    assert_eq!((breaker.state, breaker.failures), (State::Closed, 0));
 }

@@ -46,6 +46,7 @@ use line::{Ceiling, Entered, Line, NoPlace};
 use threads::Threads;
 use waiting::Waiter;
 
+pub use call::CallError;
 pub use error::{Closed, Full, Reason, RunError, TimedOut, UnknownPartition};
 pub use event::{Event, EventKind, Events};
 pub use job::{Job, Panicked};
@@ -53,6 +54,7 @@ pub use kailash_core::bulkhead::{PartitionConfig, PartitionType, Priority, Queue
 pub use manager::{CeilingSnapshot, Manager};
 pub use waiting::Waiting;
 
+mod call;
 mod error;
 mod event;
 mod job;
@@ -390,6 +392,9 @@ impl Partition {
 
     /// Runs a future in a slot, with the partition's priority and timeout.
     ///
+    /// Whatever it ends with is the value, even an `Err`, which nothing around will take for a failure:
+    /// [`Partition::call`] is for what may fail.
+    ///
     /// Dropping the returned future drops the given one, then gives the slot back.
     ///
     /// # Errors
@@ -422,6 +427,8 @@ impl Partition {
 
     /// Runs a blocking function in a slot and one of the partition's threads, with the partition's
     /// priority and timeout.
+    ///
+    /// [`Partition::call_blocking`] is for what may fail.
     ///
     /// The function runs in the tracing span of the caller. Once begun it cannot be stopped: when the
     /// timeout passes or the returned future is dropped, it goes on and keeps its slot until it returns.

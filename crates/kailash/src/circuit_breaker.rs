@@ -30,6 +30,7 @@
 mod admission;
 mod agenda;
 mod call;
+mod classify;
 mod context;
 mod event;
 mod journal;
@@ -52,6 +53,7 @@ use tracing::level_filters::LevelFilter;
 
 #[cfg(feature = "tower")]
 pub(crate) use admission::{Admission, Refusal};
+pub use classify::{boxed_refusal_is_ignored, refusal_is_ignored};
 pub use event::{Event, EventKind, Events};
 pub use kailash_core::circuit_breaker::{
     Cause, Config, Counts, Outcome, Snapshot, State, Transition, WindowKind,
@@ -66,7 +68,7 @@ use crate::clock::Clock;
 use crate::histogram;
 use crate::{ConfigError, Name};
 #[cfg(feature = "tower")]
-pub(crate) use call::outcome_of;
+pub(crate) use classify::outcome_of;
 use context::{Audience, Context, contained};
 use journal::{Journal, News};
 #[cfg(feature = "tower")]

@@ -11,6 +11,7 @@ pub mod layer;
 mod name;
 pub mod near_miss;
 pub mod redact;
+pub mod refusal;
 mod spare;
 #[cfg(feature = "sql")]
 pub mod sql;

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -18,8 +19,10 @@ use futures_util::{FutureExt, StreamExt, stream};
 use kailash::bulkhead::*;
 use kailash::circuit_breaker::{self, CircuitBreaker, State};
 use kailash::clock::Clock;
-use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService, CallError, RefusalIsIgnored};
-use kailash::layer::circuit_breaker::{CircuitBreakerLayer, ErrIsFailure, HttpStatus};
+use kailash::layer::bulkhead::{BulkheadLayer, BulkheadService};
+use kailash::layer::circuit_breaker::{
+    BoxedRefusalIsIgnored, CircuitBreakerLayer, ErrIsFailure, HttpStatus, RefusalIsIgnored,
+};
 use tokio::task::yield_now;
 use tower::limit::ConcurrencyLimit;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -128,6 +131,11 @@ type Guarded = BulkheadService<Dependency>;
 type Answer = Result<&'static str, CallError<&'static str>>;
 
 fn guarded(layer: &BulkheadLayer) -> (Guarded, Arc<Seen>) {
+    let (dependency, seen) = dependency();
+    (layer.layer(dependency), seen)
+}
+
+fn dependency() -> (Dependency, Arc<Seen>) {
     let seen = Arc::new(Seen {
         readiness: Mutex::new(Readiness::Ready),
         asked: AtomicUsize::new(0),
@@ -137,7 +145,7 @@ fn guarded(layer: &BulkheadLayer) -> (Guarded, Arc<Seen>) {
         seen: Arc::clone(&seen),
         is_ready: false,
     };
-    (layer.layer(dependency), seen)
+    (dependency, seen)
 }
 
 async fn call(service: &mut Guarded, work: Work) -> Answer {
@@ -449,12 +457,17 @@ async fn a_full_partition_is_neutral_to_a_breaker_around_it_and_keeps_no_probe()
     };
     let (clock, hand) = Clock::manual();
     let breaker = CircuitBreaker::with_clock("b", config, clock).unwrap();
-    let (guarded, _) = guarded(&BulkheadLayer::new(partition.clone()));
-    let layer =
-        CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored(ErrIsFailure));
-    let mut service = layer.layer(guarded);
+    let (dependency, _) = dependency();
+    let mut service = ServiceBuilder::new()
+        .layer(CircuitBreakerLayer::with_classifier(
+            breaker.clone(),
+            RefusalIsIgnored(ErrIsFailure),
+        ))
+        .layer(BulkheadLayer::new(partition.clone()))
+        .map_err(io::Error::other)
+        .service(dependency);
     let mut call = async |work| service.ready().await?.call(work).await;
-    type Refused = circuit_breaker::CallError<CallError<&'static str>>;
+    type Refused = circuit_breaker::CallError<CallError<io::Error>>;
     let is_refused_within = |answer: Result<&str, Refused>| {
         let full = |error| matches!(error, Refused::Inner(CallError::Full(_)));
         answer.is_err_and(full)
@@ -475,7 +488,7 @@ async fn a_full_partition_is_neutral_to_a_breaker_around_it_and_keeps_no_probe()
         assert_eq!(breaker.state(), State::HalfOpen);
     }
     drop(permit);
-    assert_eq!(call(Work::Succeeds).await, Ok("done"));
+    assert_eq!(call(Work::Succeeds).await.unwrap(), "done");
     assert_eq!(breaker.state(), State::Closed);
     assert_whole(&partition);
 }
@@ -511,6 +524,55 @@ async fn an_http_status_still_counts_where_refusals_are_ignored() {
     assert_eq!(breaker.state(), State::Closed);
     assert_eq!(call(503).await.unwrap().status(), 503);
     assert_eq!(breaker.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_are_found_in_boxes_and_behind_other_layers() {
+    let partition = partition(1, 0);
+    let [outer, inner] = ["outer", "inner"].map(|name| {
+        let config = circuit_breaker::Config {
+            failure_threshold: 1,
+            ..circuit_breaker::Config::default()
+        };
+        CircuitBreaker::new(name, config).unwrap()
+    });
+    // From outside in: the breaker that is looked at, errors that are boxed or not, a partition, a breaker.
+    let layer = |breaker: &CircuitBreaker| {
+        CircuitBreakerLayer::with_classifier(breaker.clone(), BoxedRefusalIsIgnored(ErrIsFailure))
+    };
+    let mut boxed = ServiceBuilder::new()
+        .layer(layer(&outer))
+        .map_err(BoxError::from)
+        .layer(BulkheadLayer::new(partition.clone()))
+        .layer(CircuitBreakerLayer::new(inner.clone()))
+        .service_fn(async |()| Err::<(), _>(io::Error::other("down")));
+    let mut within = ServiceBuilder::new()
+        .layer(layer(&outer))
+        .layer(BulkheadLayer::new(partition.clone()))
+        .layer(CircuitBreakerLayer::new(inner.clone()))
+        .service_fn(async |()| Err::<(), _>(BoxError::from("down")));
+    let mut buffered = ServiceBuilder::new()
+        .layer(layer(&outer))
+        .buffer(1)
+        .layer(BulkheadLayer::new(partition.clone()))
+        .layer(CircuitBreakerLayer::new(inner.clone()))
+        .service_fn(async |()| Err::<(), _>(io::Error::other("down")));
+    let mut call = async || {
+        let boxed = boxed.ready().await.unwrap().call(()).await.is_err();
+        let within = within.ready().await.unwrap().call(()).await.is_err();
+        let buffered = buffered.ready().await.unwrap().call(()).await.is_err();
+        boxed && within && buffered
+    };
+    let slot = partition.try_acquire().unwrap();
+    assert!(call().await);
+    drop(slot);
+    inner.force_open();
+    assert!(call().await);
+    assert_eq!(outer.snapshot().failures, 0);
+    assert_eq!(outer.snapshot().calls, 0, "they are no successes either");
+    inner.force_close();
+    assert!(call().await);
+    assert_eq!(outer.state(), State::Open, "what fails still counts");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Name;
+use crate::refusal::NeverMade;
 
 /// A call got no slot, and never started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +99,11 @@ impl fmt::Display for Full {
     }
 }
 
-impl Error for Full {}
+impl Error for Full {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&NeverMade)
+    }
+}
 
 /// A call ran longer than its timeout left it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +136,11 @@ impl fmt::Display for Closed {
     }
 }
 
-impl Error for Closed {}
+impl Error for Closed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&NeverMade)
+    }
+}
 
 /// Why a partition did not run a call to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +163,15 @@ impl fmt::Display for RunError {
     }
 }
 
-impl Error for RunError {}
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Full(full) => full.source(),
+            Self::TimedOut(timed_out) => timed_out.source(),
+            Self::Closed(closed) => closed.source(),
+        }
+    }
+}
 
 impl From<Full> for RunError {
     fn from(full: Full) -> Self {

@@ -5,14 +5,18 @@ use std::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 
+use super::classify::outcome_of;
 use super::permit::Call;
 use super::{CallError, CircuitBreaker, Outcome, Rejected};
 
 impl CircuitBreaker {
     /// Runs a call behind the breaker: an `Err` counts as a failure.
     ///
-    /// So does one that says nothing about the dependency, such as the refusal of a partition or of
-    /// another breaker within: [`CircuitBreaker::call_with`] tells them apart.
+    /// It does not look into the error. Around a partition or another breaker, whose refusals say
+    /// nothing about the dependency, it is
+    /// [`call_with`](CircuitBreaker::call_with)`(`[`refusal_is_ignored`](super::refusal_is_ignored)`, …)`;
+    /// and it is [`Partition::call`](crate::bulkhead::Partition::call) that answers what may fail as one
+    /// result.
     ///
     /// Dropping the future while it runs is a cancelled call, even where a panic elsewhere in its task
     /// drops it. A panic out of the call itself is a failure, and goes on.
@@ -27,7 +31,8 @@ impl CircuitBreaker {
         self.call_with(outcome_of, call).await
     }
 
-    /// Runs a call behind the breaker, where `classify` says how it ended.
+    /// Runs a call behind the breaker, where `classify` says how it ended: a closure, or
+    /// [`refusal_is_ignored`](super::refusal_is_ignored).
     ///
     /// A classifier that panics counts as a failure, and the panic goes on.
     ///
@@ -108,6 +113,8 @@ impl CircuitBreaker {
 
     /// Runs a blocking call behind the breaker: an `Err` counts as a failure, so does a panic.
     ///
+    /// As for errors that say nothing about the dependency see [`CircuitBreaker::call`].
+    ///
     /// # Errors
     /// As [`CircuitBreaker::call`].
     pub fn call_sync<T, E>(&self, call: impl FnOnce() -> Result<T, E>) -> Result<T, CallError<E>> {
@@ -161,12 +168,5 @@ where
         let (result, outcome) = ready!(polled);
         this.made.end(outcome);
         Poll::Ready(result)
-    }
-}
-
-pub(crate) fn outcome_of<T, E>(result: &Result<T, E>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Success,
-        Err(_) => Outcome::Failure,
     }
 }

@@ -8,6 +8,7 @@ use kailash_core::circuit_breaker as machine;
 
 use super::{Cause, State};
 use crate::Name;
+use crate::refusal::NeverMade;
 
 /// Why a breaker refused a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +104,11 @@ impl fmt::Display for Rejected {
     }
 }
 
-impl Error for Rejected {}
+impl Error for Rejected {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&NeverMade)
+    }
+}
 
 /// What can come of a call behind a breaker, beside its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +133,19 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
     }
 }
 
+/// What [`CallError::into_boxed`] answers, where it is.
+impl<E> AsRef<dyn Error + Send + Sync> for CallError<E>
+where
+    E: AsRef<dyn Error + Send + Sync>,
+{
+    fn as_ref(&self) -> &(dyn Error + Send + Sync + 'static) {
+        match self {
+            Self::Rejected(rejected) => rejected,
+            Self::Inner(error) => error.as_ref(),
+        }
+    }
+}
+
 impl<E> From<Rejected> for CallError<E> {
     fn from(rejected: Rejected) -> Self {
         Self::Rejected(rejected)
@@ -146,7 +164,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
 impl<E: Error + 'static> Error for CallError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Rejected(_) => None,
+            Self::Rejected(rejected) => rejected.source(),
             Self::Inner(error) => error.source(),
         }
     }

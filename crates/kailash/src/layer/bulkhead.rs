@@ -17,7 +17,6 @@
 //!
 //! A timeout needs a tokio runtime with time.
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -31,11 +30,7 @@ use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::circuit_breaker::{Classify, ErrIsFailure};
-use crate::bulkhead::{
-    Admission, Closed, Full, OwnedPermit, Partition, RunError, TimedOut, Waiting,
-};
-use crate::circuit_breaker::Outcome;
+use crate::bulkhead::{Admission, CallError, Full, OwnedPermit, Partition, Waiting};
 
 /// Runs the calls of services in the slots of a partition.
 ///
@@ -44,8 +39,8 @@ use crate::circuit_breaker::Outcome;
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
-/// use kailash::layer::bulkhead::{BulkheadLayer, CallError};
+/// use kailash::bulkhead::{CallError, Partition, PartitionConfig, PartitionType};
+/// use kailash::layer::bulkhead::BulkheadLayer;
 /// use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 ///
 /// async fn query(id: u32) -> Result<String, BoxError> {
@@ -506,123 +501,5 @@ impl<B: Body> Body for HeldBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// What can come of a call in a partition, beside its response.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CallError<E> {
-    /// The call got no slot, and never started.
-    Full(Full),
-    /// The call started, and its timeout was over before it ended.
-    TimedOut(TimedOut),
-    /// The partition was closed before the call could start.
-    Closed(Closed),
-    /// The call's own error.
-    Inner(E),
-}
-
-impl<E: Into<Box<dyn Error + Send + Sync>>> CallError<E> {
-    /// The partition's reason, or the call's own error, as what it is and nothing around it.
-    ///
-    /// For callers that box all their errors, as stacks of tower layers do: the box downcasts to [`Full`],
-    /// [`TimedOut`], [`Closed`], or to whatever the call's own error is.
-    #[must_use]
-    pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
-        match self {
-            Self::Full(full) => full.into(),
-            Self::TimedOut(timed_out) => timed_out.into(),
-            Self::Closed(closed) => closed.into(),
-            Self::Inner(error) => error.into(),
-        }
-    }
-}
-
-/// Tells a circuit breaker around a partition how a call ended: a call that got no slot says nothing about
-/// the dependency; of all else the classifier within decides.
-///
-/// By default a timeout and the call's own error are failures. Around HTTP services it is
-/// `RefusalIsIgnored(HttpStatus)`, with which answers of 5xx are failures too.
-///
-/// ```
-/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
-/// use kailash::circuit_breaker::{CircuitBreaker, Config};
-/// use kailash::layer::bulkhead::{BulkheadLayer, RefusalIsIgnored};
-/// use kailash::layer::circuit_breaker::{CircuitBreakerLayer, ErrIsFailure};
-/// use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
-///
-/// let breaker = CircuitBreaker::new("database", Config::default())?;
-/// let partition = Partition::new(PartitionConfig::new("database", PartitionType::Database))?;
-/// let mut service = ServiceBuilder::new()
-///     .layer(CircuitBreakerLayer::with_classifier(
-///         breaker.clone(),
-///         RefusalIsIgnored(ErrIsFailure),
-///     ))
-///     .layer(BulkheadLayer::new(partition.clone()))
-///     .service_fn(async |id: u32| Ok::<_, std::io::Error>(id));
-/// partition.close();
-/// for _ in 0..100 {
-///     assert!(service.ready().await?.call(7).await.is_err());
-/// }
-/// assert_eq!(breaker.snapshot().failures, 0);
-/// # Ok::<(), BoxError>(())
-/// # })?;
-/// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RefusalIsIgnored<C = ErrIsFailure>(pub C);
-
-impl<C, T, E> Classify<T, CallError<E>> for RefusalIsIgnored<C>
-where
-    C: Classify<T, CallError<E>>,
-{
-    fn classify(&self, result: &Result<T, CallError<E>>) -> Outcome {
-        match result {
-            Err(CallError::Full(_) | CallError::Closed(_)) => Outcome::Ignored,
-            other => self.0.classify(other),
-        }
-    }
-}
-
-impl<E> From<RunError> for CallError<E> {
-    fn from(error: RunError) -> Self {
-        match error {
-            RunError::Full(full) => Self::Full(full),
-            RunError::TimedOut(timed_out) => Self::TimedOut(timed_out),
-            RunError::Closed(closed) => Self::Closed(closed),
-        }
-    }
-}
-
-impl<E> From<Full> for CallError<E> {
-    fn from(full: Full) -> Self {
-        RunError::from(full).into()
-    }
-}
-
-impl<E> From<TimedOut> for CallError<E> {
-    fn from(timed_out: TimedOut) -> Self {
-        Self::TimedOut(timed_out)
-    }
-}
-
-impl<E: fmt::Display> fmt::Display for CallError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full(full) => full.fmt(f),
-            Self::TimedOut(timed_out) => timed_out.fmt(f),
-            Self::Closed(closed) => closed.fmt(f),
-            Self::Inner(error) => error.fmt(f),
-        }
-    }
-}
-
-impl<E: Error + 'static> Error for CallError<E> {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Inner(error) => error.source(),
-            _ => None,
-        }
     }
 }

@@ -34,7 +34,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use classify::{Classify, ErrIsFailure};
+pub use classify::{BoxedRefusalIsIgnored, Classify, ErrIsFailure, RefusalIsIgnored};
 pub use http::{HttpStatus, http_outcome};
 
 use crate::circuit_breaker::{
@@ -53,6 +53,8 @@ pub struct CircuitBreakerLayer<C = ErrIsFailure> {
 
 impl CircuitBreakerLayer {
     /// A layer where an `Err` counts as a failure, and any response as a success.
+    ///
+    /// So does the refusal of a layer within; [`RefusalIsIgnored`] tells them apart.
     #[must_use]
     pub fn new(breaker: CircuitBreaker) -> Self {
         Self::with_classifier(breaker, ErrIsFailure)
@@ -63,20 +65,20 @@ impl<C> CircuitBreakerLayer<C> {
     /// A layer where `classifier` says how a call ended: [`HttpStatus`], a [`Classify`] of your
     /// own, or a closure.
     ///
-    /// A refusal from within, by another breaker or a full partition, says nothing about the
-    /// dependency; a classifier can tell:
+    /// Around other layers of this library, whose refusals say nothing about the dependency, wrap it in
+    /// [`RefusalIsIgnored`].
     ///
     /// ```
-    /// use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Outcome};
+    /// use kailash::circuit_breaker::{CircuitBreaker, Config, Outcome};
     /// use kailash::layer::circuit_breaker::CircuitBreakerLayer;
     ///
-    /// type Answer = Result<String, CallError<std::io::Error>>;
+    /// type Answer = Result<String, std::io::Error>;
     ///
-    /// let breaker = CircuitBreaker::new("all of them", Config::default())?;
+    /// let breaker = CircuitBreaker::new("files", Config::default())?;
     /// let layer = CircuitBreakerLayer::with_classifier(breaker, |answer: &Answer| match answer {
     ///     Ok(_) => Outcome::Success,
-    ///     Err(CallError::Rejected(_)) => Outcome::Ignored,
-    ///     Err(CallError::Inner(_)) => Outcome::Failure,
+    ///     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Outcome::Ignored,
+    ///     Err(_) => Outcome::Failure,
     /// });
     /// # drop(layer);
     /// # Ok::<(), kailash::ConfigError>(())

@@ -1,0 +1,70 @@
+//! Refusals: errors that say a call was never made.
+//!
+//! A breaker that is open, a partition that is full: nothing was tried, so nothing was learnt about the
+//! dependency. Whatever stands around such a layer should count its refusals neither as failures nor as
+//! successes, and should not try them again at once.
+//!
+//! They are known by their sources: the chain of [`Error::source`] of a refusal ends in [`NeverMade`]. So they are
+//! found within the errors of layers around, within boxes, and within an error of one's own that hands its
+//! source on. An error of one's own may be a refusal too:
+//!
+//! ```
+//! use std::error::Error;
+//! use std::fmt;
+//!
+//! use kailash::refusal::{NeverMade, is_refusal};
+//!
+//! #[derive(Debug)]
+//! struct QuotaIsSpent;
+//!
+//! impl fmt::Display for QuotaIsSpent {
+//!     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+//!         f.write_str("the quota of this hour is spent")
+//!     }
+//! }
+//!
+//! impl Error for QuotaIsSpent {
+//!     fn source(&self) -> Option<&(dyn Error + 'static)> {
+//!         Some(&NeverMade)
+//!     }
+//! }
+//!
+//! let boxed: Box<dyn Error + Send + Sync> = QuotaIsSpent.into();
+//! assert!(is_refusal(boxed.as_ref()));
+//! assert!(!is_refusal(&fmt::Error));
+//! ```
+//!
+//! A breaker takes heed of them by a classifier:
+//! [`refusal_is_ignored`](crate::circuit_breaker::refusal_is_ignored), and among tower layers
+//! `layer::circuit_breaker::RefusalIsIgnored`.
+
+use std::error::Error;
+use std::fmt;
+
+/// Where the sources of a refusal end: the call was never made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NeverMade;
+
+impl fmt::Display for NeverMade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call was never made")
+    }
+}
+
+impl Error for NeverMade {}
+
+/// Whether an error, or what it came from, says that the call was never made.
+///
+/// So says every refusal of a breaker or a partition, but no timeout of a call that had begun. With the
+/// feature `http` also a request that reqwest could not build, such as one for `ftp://`: that is the caller's
+/// mistake.
+#[must_use]
+pub fn is_refusal(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "http")]
+    if let Some(error) = error.downcast_ref::<reqwest::Error>()
+        && error.is_builder()
+    {
+        return true;
+    }
+    error.is::<NeverMade>() || error.source().is_some_and(is_refusal)
+}
