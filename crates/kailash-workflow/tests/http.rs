@@ -232,3 +232,18 @@ async fn the_timeout_of_a_plan_is_the_limit_of_the_request() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_request_that_cannot_be_built_is_a_wrong_input_and_no_failure_of_the_server() {
+    // Longer than any address may be.
+    let params = json!({"secret": "x".repeat(70_000)});
+    let error = request(json!({"url": "http://127.0.0.1:1/", "params": params})).await;
+    let Err(NodeError::Input(message)) = error else {
+        panic!("{error:?}")
+    };
+    assert!(
+        message.starts_with("GET http://127.0.0.1:1/: no request: "),
+        "{message}"
+    );
+    assert!(!message.contains("xxx"), "{message}");
+}

@@ -18,7 +18,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use kailash::circuit_breaker::{CallError, CircuitBreaker, Config};
-use kailash::layer::circuit_breaker::{CircuitBreakerLayer, HttpStatus};
+use kailash::layer::circuit_breaker::{CircuitBreakerLayer, HttpStatus, RefusalIsIgnored};
 use reqwest::{Client, Request};
 use tokio::net::TcpListener;
 use tower::{Service, ServiceBuilder, ServiceExt};
@@ -70,7 +70,8 @@ pub(crate) async fn show(
     let mut client = ServiceBuilder::new()
         .layer(CircuitBreakerLayer::with_classifier(
             breaker.clone(),
-            HttpStatus,
+            // A request that cannot be built is the caller's mistake.
+            RefusalIsIgnored(HttpStatus),
         ))
         .service(Client::builder().no_proxy().build()?);
 

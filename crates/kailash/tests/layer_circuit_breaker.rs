@@ -19,7 +19,7 @@ use futures_util::{FutureExt, StreamExt, poll, stream};
 use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Outcome, Rejected, State};
 use kailash::clock::{Clock, ManualClock};
 use kailash::layer::circuit_breaker::{
-    CircuitBreakerLayer, CircuitBreakerService, HttpStatus, http_outcome,
+    CircuitBreakerLayer, CircuitBreakerService, HttpStatus, RefusalIsIgnored, http_outcome,
 };
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
@@ -782,6 +782,32 @@ async fn the_wait_that_an_answer_asks_for_is_how_long_the_breaker_is_open() {
         let rejected = refusal(server.oneshot(()).await);
         assert_eq!(rejected.retry_after, Some(waited), "{asked}");
     }
+}
+
+#[cfg(feature = "http")]
+#[tokio::test]
+async fn a_request_that_cannot_be_built_is_no_failure_and_one_without_an_answer_is() {
+    let (breaker, _hand) = breaker();
+    // A port that was free a moment ago: nobody listens.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("http://{}/", listener.local_addr().unwrap());
+    drop(listener);
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let layer = CircuitBreakerLayer::with_classifier(breaker.clone(), RefusalIsIgnored(HttpStatus));
+    let client = layer.layer(client);
+    let get = |url: &str| {
+        let url = reqwest::Url::parse(url).unwrap();
+        let request = reqwest::Request::new(reqwest::Method::GET, url);
+        client.clone().oneshot(request)
+    };
+    for _ in 0..5 {
+        assert!(get("ftp://127.0.0.1/file").await.is_err());
+    }
+    let status = breaker.snapshot();
+    assert_eq!((status.state, status.calls), (State::Closed, 0));
+    assert!(get(&nobody).await.is_err());
+    assert_eq!(breaker.state(), State::Open);
 }
 
 #[tokio::test]

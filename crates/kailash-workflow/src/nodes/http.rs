@@ -284,8 +284,17 @@ fn shown(url: &Url) -> String {
 }
 
 fn no_answer(shown: &str, error: reqwest::Error) -> NodeError {
+    // A redirect that leads to another scheme is an answer of the server's.
+    let is_own = |url: &Url| matches!(url.scheme(), "http" | "https");
+    let is_not_sent = error.is_builder() && error.url().is_none_or(is_own);
     let error = error.without_url();
-    NodeError::execution(format!("{shown}: no answer: {}", redact(&causes(&error))))
+    let causes = causes(&error);
+    let causes = redact(&causes);
+    if is_not_sent {
+        // The next attempt would fare no better.
+        return NodeError::Input(format!("{shown}: no request: {causes}"));
+    }
+    NodeError::execution(format!("{shown}: no answer: {causes}"))
 }
 
 /// The error and what caused it, in one line.

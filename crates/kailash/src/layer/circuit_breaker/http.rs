@@ -50,6 +50,10 @@ fn date(headers: &HeaderMap) -> Option<SystemTime> {
 
 /// An `Err` is a failure, and an answer what [`http_outcome`] says of it.
 ///
+/// Any `Err`: around other layers and around a `reqwest::Client` it is
+/// [`RefusalIsIgnored`](super::RefusalIsIgnored)`(HttpStatus)`, which counts neither refusals nor requests that
+/// could not be built, such as one for `ftp://`.
+///
 /// For services that answer `http::Response`, and, with the feature `http`, for a
 /// `reqwest::Client`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
