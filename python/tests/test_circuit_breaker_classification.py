@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from kailash.core.resilience.circuit_breaker import (
     CircuitState,
 )
 from kailash.core.resilience.clock import ManualClock
+
+VECTORS = Path(__file__).parents[2] / "vectors" / "circuit_breaker_classification"
 
 
 class E0(Exception):
@@ -166,3 +170,49 @@ def test_what_is_excluded_is_neutral_before_anything_else_is_asked(
             # Its slot is free, with the others.
             for _ in range(config.half_open_requests):
                 guard._native.acquire()
+
+
+def vectors() -> list[Any]:
+    every = [case for file in VECTORS.glob("*.json") for case in json.loads(file.read_text())]
+    assert len(every) >= 3, "no cases"
+    return [pytest.param(case, id=case["name"]) for case in every]
+
+
+@pytest.mark.parametrize("half_open", [False, True], ids=["closed", "half_open"])
+@pytest.mark.parametrize("enter", ENTRY_POINTS)
+@pytest.mark.parametrize("case", vectors())
+def test_kinds_of_errors_are_judged_as_the_vectors_say(
+    case: dict[str, Any],
+    enter: Callable[[CircuitBreaker, Raises], None],
+    half_open: bool,
+) -> None:
+    kinds: dict[str, type[Exception]] = {}
+    for name, parent in case["is_a"].items():
+        kinds[name] = type(name, (kinds[parent] if parent else Exception,), {})
+    fails = tuple(kinds[name] for name in case["fails"])
+    for name, end in case["ends"].items():
+        clock = ManualClock()
+        config = CircuitBreakerConfig(
+            failure_threshold=1,
+            success_threshold=1,
+            jitter_enabled=False,
+            excluded_exceptions=[kinds[excluded] for excluded in case["excluded"]],
+            is_failure=lambda ended: isinstance(ended, fails),
+        )
+        guard = CircuitBreaker(config, clock=clock)
+        if half_open:
+            guard.record_failure()
+            clock.advance(60)
+
+        def work(raised: type[Exception] = kinds[name]) -> None:
+            raise raised
+
+        with pytest.raises(kinds[name]):
+            enter(guard, work)
+        before = CircuitState.HALF_OPEN if half_open else CircuitState.CLOSED
+        after = {
+            "ignored": before,
+            "failure": CircuitState.OPEN,
+            "success": CircuitState.CLOSED,
+        }
+        assert guard.state is after[end], name

@@ -13,6 +13,7 @@
 //! | a result of an older state decides in a newer one | `calls that began while closed decide nothing while half-open`, `a straggler that ends once the wait is over decides nothing, though no probe is in flight`, `a probe of an earlier half-open decides nothing in a later one, and takes nobody's slot`, `a_late_result_changes_nothing_whenever_it_arrives`, `what ends late is in no total` |
 //! | permits of an older state raise the number of probes | `permits of an older state never raise the number of probes`, `a_hundred_old_permits_never_raise_the_number_of_probes` |
 //! | more probes pass than allowed when many callers come at once | `a_thousand_callers_at_the_moment_of_recovery_are_as_many_probes_as_allowed`, `never_more_probes_than_allowed_are_in_flight` |
+//! | a call that ends twice frees two slots, or one whose end wakes somebody who panics frees none | `a_call_that_ends_twice_frees_one_slot`, `a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slot` |
 //! | one call takes two slots | `one_call_takes_one_probe_by_every_entry_point` |
 //! | transitions race: illegal, twice, or never told | `of_two_trips_one_opens_and_all_agree_on_its_end`, `a_close_and_a_failed_probe_at_the_same_moment_are_one_transition`, `what_an_order_tells_follows_from_what_was_told_before`, `shuttle_orders_among_calls_keep_every_invariant`, `the_event_log_is_the_transition_log` |
 //! | two expired times call each other without end | `openings_of_a_nanosecond_take_bounded_steps` |
@@ -22,7 +23,7 @@
 //! | half-open is invisible until somebody calls | `subscribers_hear_each_change_once_and_without_a_call` |
 //! | a lapse is invisible to whoever waited before its probe began | `a_lapse_is_told_on_time_to_whoever_waited_before_the_probe_began` |
 //! | whoever listens to many breakers works for all of them at each event, and falls behind | `one_look_of_a_subscriber_changes_one_breaker_at_most`, `however_many_are_due_at_once_who_keeps_up_hears_of_each` |
-//! | the wall clock is stepped, or two clocks disagree | `the_monotonic_clock_moves_forward_only`, `one_clock_drives_wait_window_and_slow_calls` |
+//! | the wall clock is stepped, or two clocks disagree | `no_breaker_reads_the_wall_clock`, `the_monotonic_clock_moves_forward_only`, `one_clock_drives_wait_window_and_slow_calls` |
 //! | the smallest windows are wrong | `the_machine_decides_as_a_naive_model_does`, `a window of one call` |
 //! | a threshold is off by one | `the rate waits for the minimum of calls, and a rate that equals the threshold opens`, `five failures in a row open it, four do not` |
 //! | the largest numbers overflow | `extreme_values_are_taken`, `the_largest_settings_hold` |
@@ -34,6 +35,13 @@
 //! | a dependency that hangs opens nothing, since each caller gives up first | `a_dependency_that_hangs_trips_it_though_every_caller_times_out_outside`, `a dependency that hangs in nearly all calls trips it though a few succeed`, `calls that hang open the breaker before any of them has ended` |
 //! | refusals are tried again and again | `T12: attempts that open the breaker are over with its refusal` |
 //! | a reload loses calls in flight, counts or subscribers | `a_thousand_calls_in_flight_survive_a_reload`, `settings_change_live_and_keep_state_and_counts`, `a_reload_keeps_those_who_listen`, `a_reload_keeps_what_was_counted_before_it_and_at_most_loses_what_ends_meanwhile` |
+//! | a panic of somebody else's in the same task counts as failures of the calls in flight | `a_panic_elsewhere_cancels_the_calls_it_drops_and_fails_none`, `a_panic_elsewhere_cancels_the_responses_it_drops_and_fails_none`, `a_panic_elsewhere_cancels_the_nodes_it_drops_and_fails_none` |
+//! | refusals of layers within open the breaker around them | `a_refusal_of_an_inner_breaker_is_neutral_to_the_outer_one`, `refusals_are_found_in_boxes_and_behind_other_layers`, `a_refusal_within_a_node_is_neutral_to_its_breaker_and_not_tried_again` |
+//! | a caller's own mistake, a request that cannot be built, opens the breaker | `a_request_that_cannot_be_built_is_no_failure_and_one_without_an_answer_is` |
+//! | a breaker that is open makes the whole service unhealthy, and its orchestrator kills it | `an_open_breaker_makes_nothing_unhealthy_unless_a_check_says_so` |
+//! | context is lost on the way to the call, its retry, its fallback or another thread | `a_call_its_classifier_and_its_fallback_see_the_callers_context`, `blocking_work_runs_in_the_span_of_its_caller`, `test_context_variables_travel_and_the_partition_is_known_inside` |
+//! | a call leaves a timer or a task behind | `a_call_needs_no_timer_and_leaves_no_task_behind` |
+//! | calls wait for each other on a lock | `a_call_while_closed_and_a_refusal_take_no_lock` |
 //! | transitions are told out of order | `each_transition_is_told_once_and_in_order_whoever_brings_it_about` |
 //! | a listener that panics breaks a call, or the other listeners | `a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners`, `a_listener_to_logs_that_panics_turns_no_refusal_into_a_panic`, `a_subscriber_whose_waker_panics_takes_no_call_its_result_and_no_probe_its_slot`, `a_subscriber_whose_waker_panics_harms_nobody_who_drops_the_breaker`, `whoevers_waker_panics_the_others_are_woken`, `test_listeners_hear_each_transition_and_can_harm_no_call` |
 //! | an option is dropped where settings build on others, or they build on themselves | `a_derived_config_is_its_base_with_every_said_field_laid_over_it`, `a_circle_of_bases_is_an_error_that_names_the_way_round` |
@@ -57,13 +65,18 @@
 use std::cell::Cell;
 use std::fs;
 use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use kailash::circuit_breaker::{
-    CallError, CircuitBreaker, Config, EventKind, Events, Outcome, State, Transition, WindowKind,
+    CallError, CircuitBreaker, Config, EventKind, Events, Manager, Outcome, State, Transition,
+    WindowKind,
 };
 use kailash::clock::{Clock, ManualClock};
+use kailash::health::checks::Custom;
+use kailash::health::{self, CheckConfig, Monitor, Status};
 use proptest::prelude::*;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -122,6 +135,50 @@ fn a_hundred_old_permits_never_raise_the_number_of_probes() {
         assert_eq!(breaker.snapshot().probes_in_flight, 3);
     }
     drop(probes);
+}
+
+#[tokio::test]
+async fn a_call_that_ends_twice_frees_one_slot() {
+    let in_call = || -> Result<(), ()> { panic!("in the call") };
+    let in_future = || async { in_call() };
+    let confused = |_: &Result<(), ()>| -> Outcome { panic!("in the classifier") };
+    // A panic ends a call, and so does the drop that follows.
+    for way in 0..6 {
+        let (breaker, hand) = breaker(Config {
+            half_open_requests: 3,
+            max_wait_duration_in_half_open: S(5),
+            ..one_failure_opens()
+        });
+        breaker.record_failure();
+        hand.advance(S(60));
+        let held: Vec<_> = (0..2).map(|_| breaker.try_acquire().unwrap()).collect();
+        let once = AssertUnwindSafe(async {
+            match way {
+                0 => drop(breaker.call_sync(in_call)),
+                1 => drop(breaker.call_sync_with(confused, || Ok(()))),
+                2 => drop(breaker.call(in_future).await),
+                3 => drop(breaker.call_with(confused, || async { Ok(()) }).await),
+                4 => {
+                    let _permit = breaker.try_acquire().unwrap();
+                    let _ = in_call();
+                }
+                // Its lease lapses, and then it ends.
+                _ => {
+                    let late = breaker.try_acquire_owned().unwrap();
+                    hand.advance(S(5));
+                    assert_eq!(breaker.state(), State::Open);
+                    late.failure();
+                    panic!("as all of them");
+                }
+            }
+        });
+        assert!(once.catch_unwind().await.is_err());
+        assert_eq!(breaker.state(), State::Open, "by way {way}");
+        drop(held);
+        hand.advance(S(1000));
+        let probes: Vec<_> = std::iter::from_fn(|| breaker.try_acquire().ok()).collect();
+        assert_eq!(probes.len(), 3, "by way {way}");
+    }
 }
 
 #[tokio::test]
@@ -281,6 +338,19 @@ fn one_clock_drives_wait_window_and_slow_calls() {
 }
 
 #[test]
+fn no_breaker_reads_the_wall_clock() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = fs::read_to_string(root.join("src/circuit_breaker.rs")).unwrap();
+    for folder in ["src/circuit_breaker", "../kailash-core/src"] {
+        read_all(&root.join(folder), &mut all);
+    }
+    assert!(all.contains("fn try_acquire") && all.contains("Timestamp"));
+    for word in ["SystemTime", "wall_time", "Instant", "chrono::", "quanta"] {
+        assert!(!all.contains(word), "{word}");
+    }
+}
+
+#[test]
 fn the_largest_settings_hold() {
     for window in [WindowKind::Count, WindowKind::Time] {
         let (breaker, hand) = breaker(Config {
@@ -313,6 +383,70 @@ fn the_largest_settings_hold() {
         let rejected = breaker.try_acquire().unwrap_err();
         assert_eq!(rejected.retry_after, None, "it never ends");
     }
+}
+
+tokio::task_local! {
+    static ORDER: u32;
+}
+
+#[tokio::test]
+async fn a_call_its_classifier_and_its_fallback_see_the_callers_context() {
+    let (breaker, _) = breaker(Config::default());
+    let order = || ORDER.try_with(|order| *order).ok();
+    ORDER
+        .scope(7, async {
+            let seen = Cell::new(None);
+            let classify = |_: &Result<_, ()>| {
+                seen.set(order());
+                Outcome::Success
+            };
+            let within = breaker.call_with(classify, || async { Ok(order()) }).await;
+            assert_eq!((within, seen.get()), (Ok(Some(7)), Some(7)));
+            breaker.force_open();
+            let fallback = async |_| Ok(order());
+            let instead = breaker.call_or(fallback, || async { Err(()) }).await;
+            assert_eq!(instead, Ok(Some(7)));
+        })
+        .await;
+}
+
+#[test]
+fn a_call_needs_no_timer_and_leaves_no_task_behind() {
+    let (breaker, hand) = breaker(one_failure_opens());
+    // A timer of tokio's would panic here.
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.unwrap();
+    runtime.block_on(async {
+        for _ in 0..3 {
+            assert!(breaker.call(|| async { Ok::<_, ()>(()) }).await.is_ok());
+            assert!(breaker.call(|| async { Err::<(), _>(()) }).await.is_err());
+            assert!(breaker.call(|| async { Ok::<_, ()>(()) }).await.is_err());
+            hand.advance(S(10_000));
+            assert!(breaker.call(|| async { Ok::<_, ()>(()) }).await.is_ok());
+            assert_eq!(breaker.state(), State::Closed);
+        }
+    });
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0);
+}
+
+#[tokio::test]
+async fn an_open_breaker_makes_nothing_unhealthy_unless_a_check_says_so() {
+    let breaker = Manager::new().get_or_create("api", None).unwrap();
+    breaker.force_open();
+    let monitor = Monitor::new(health::Config::default()).unwrap();
+    let well = Custom::new(|| async { true });
+    monitor
+        .register("queue", CheckConfig::default(), well)
+        .unwrap();
+    assert_eq!(monitor.overall().await, Status::Healthy);
+    let own = Custom::new(move || {
+        let is_well = breaker.state() != State::Open;
+        async move { is_well }
+    });
+    monitor
+        .register("api", CheckConfig::default(), own)
+        .unwrap();
+    assert_ne!(monitor.overall().await, Status::Healthy);
 }
 
 #[test]

@@ -102,3 +102,42 @@ impl Journal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use crate::circuit_breaker::{CircuitBreaker, Config};
+
+    /// Longer than any machine needs.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_call_while_closed_and_a_refusal_take_no_lock() {
+        let [closed, open] = ["closed", "open"]
+            .map(|name| CircuitBreaker::new(name, Config::default()).expect("valid settings"));
+        open.force_open();
+        let locks = [closed.journal(), open.journal()];
+        let (tell, told) = mpsc::channel();
+        let breakers = (closed.clone(), open.clone());
+        let caller = thread::spawn(move || {
+            let (closed, open) = breakers;
+            for _ in 0..4 {
+                let ends = [
+                    closed.call_sync(|| Ok::<_, ()>(())).is_ok(),
+                    closed.call_sync(|| Err::<(), _>(())).is_err(),
+                    closed.try_acquire().map(drop).is_ok(),
+                    open.try_acquire().is_err(),
+                ];
+                assert_eq!(ends, [true; 4]);
+            }
+            tell.send(()).expect("the test waits");
+        });
+        let is_done = told.recv_timeout(LIMIT).is_ok();
+        drop(locks);
+        caller.join().expect("all calls ended as they should");
+        assert!(is_done, "it waited for a lock");
+    }
+}
