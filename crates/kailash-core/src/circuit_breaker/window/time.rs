@@ -274,6 +274,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cleared_for_a_generation_is_not_its_own() {
+        for generation in 0..1024 {
+            let buckets = Buckets::new();
+            buckets.clear(generation, || true);
+            for (slot, word) in buckets.starts.iter().chain(&buckets.bad).enumerate() {
+                let own = Tag::new(generation, slot as u64 % BUCKETS as u64);
+                let tag = Tag::unpack(word.load(Ordering::Relaxed));
+                assert!(tag != own && !tag.is_after(own), "generation {generation}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_cleared() {
+        let ring = Ring::new();
+        ring.record(call(0, true), 5);
+        ring.buckets.clear(512, || false);
+        assert_eq!(ring.tally(0, 5), (1, 1));
+        ring.buckets.clear(512, || true);
+        assert_eq!(ring.tally(0, 5), (0, 0));
+    }
+
+    #[test]
     fn a_call_that_comes_a_whole_window_late_counts_nowhere() {
         let ring = Ring::new();
         ring.record(call(0, false), 20);
