@@ -402,17 +402,28 @@ impl Model {
     }
 
     /// A call that counted as overdue has failed: the newest slow one that has not, or in a time
-    /// window any.
+    /// window any. Where there is none, it is one more.
     fn fail_overdue(&mut self) {
+        let tick = self.tick();
         if self.config.window == WindowKind::Time {
-            self.late_failures.push(self.tick());
-            return;
+            if self.window().iter().any(|call| call.slow) {
+                self.late_failures.push(tick);
+                return;
+            }
+        } else {
+            let from = self.outcomes.len() - self.window().len();
+            let mut newest = self.outcomes[from..].iter_mut().rev();
+            if let Some(call) = newest.find(|call| call.slow && !call.failed) {
+                call.failed = true;
+                return;
+            }
         }
-        let from = self.outcomes.len() - self.window().len();
-        let mut newest = self.outcomes[from..].iter_mut().rev();
-        if let Some(call) = newest.find(|call| call.slow && !call.failed) {
-            call.failed = true;
-        }
+        self.totals.calls += 1;
+        self.outcomes.push(Ended {
+            tick,
+            failed: true,
+            slow: false,
+        });
     }
 
     /// Failures in the window.

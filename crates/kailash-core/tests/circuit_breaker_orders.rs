@@ -211,6 +211,39 @@ fn a_time_window_of_any_duration_goes_on_where_it_stays_the_same() {
 }
 
 #[test]
+fn a_window_that_shrinks_while_calls_are_watched_holds_the_newest_outcomes() {
+    let config = |window_size, seconds| Config {
+        window_size,
+        failure_threshold: 1_000,
+        error_rate_threshold: Some(0.5),
+        slow_call_rate_threshold: Some(1.0),
+        slow_call_threshold: Some(Duration::from_secs(seconds)),
+        overdue_calls_enabled: true,
+        min_calls_before_evaluation: 1_000,
+        ..Config::default()
+    };
+    let machine = machine(&config(1_000, 5));
+    for call in 0..1024 {
+        let failed = call < 128 || call % 64 == 0;
+        let outcome = if failed {
+            Outcome::Failure
+        } else {
+            Outcome::Success
+        };
+        end(&machine, outcome);
+        if machine.state(NOW) != State::Closed {
+            machine.force_close(NOW);
+        }
+    }
+    let before = machine.counts();
+    machine.reconfigure(&config(100, 7), NOW).unwrap();
+    let seen = machine.snapshot(NOW);
+    let window = (seen.window_calls, seen.window_failures, seen.state);
+    assert_eq!(window, (100, 1, State::Closed));
+    assert_eq!(machine.counts(), before);
+}
+
+#[test]
 fn a_larger_window_leaves_probes_in_flight_and_openings_as_they_are() {
     let config = Config {
         failure_threshold: 1,

@@ -53,7 +53,7 @@ impl Machine {
     /// When the window outgrows its memory the breaker starts a new generation, and the calls in
     /// flight at that moment are not counted; so it does where calls are watched and
     /// `slow_call_threshold` is another one. A window of the other kind, or a time window of another
-    /// duration, begins empty. `initial_state` no longer matters.
+    /// duration, begins empty; so does a time window in that last case. `initial_state` no longer matters.
     ///
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.

@@ -358,8 +358,9 @@ impl<'a> Window<'a> {
         Some((bad || tally.calls == required).then_some(tally))
     }
 
-    /// Makes a failure of a call that counts already, as a slow one, and tallies: of the newest slow
-    /// outcome that is not failed, or in a time window of whichever is in the bucket of now.
+    /// Makes a failure of a call that counts already, as a slow one, and tallies: the newest slow
+    /// outcome that is not failed becomes so; in a time window that holds slow ones, the bucket of now
+    /// has a failure more. Where none is left in the window, the failure is an outcome of its own.
     ///
     /// `None` if the window serves another generation by now, or its bucket a later time.
     pub(super) fn fail_slow(&self, generation: u32, extent: Extent) -> Option<Tally> {
@@ -367,16 +368,28 @@ impl<'a> Window<'a> {
         if start.generation != generation {
             return None;
         }
-        if start.class == TIMED {
-            let buckets = self.rings.buckets(generation);
-            buckets.fail(generation, extent.tick, self.tickets)?;
+        let has_place = if start.class == TIMED {
+            let has_slow = self.tally(generation, extent).slow > 0;
+            if has_slow {
+                let buckets = self.rings.buckets(generation);
+                buckets.fail(generation, extent.tick, self.tickets)?;
+            }
+            has_slow
         } else {
             let (failures, slow) = self.rings.planes(start.class, (generation & 1) as usize);
             let newest = self.tickets().wrapping_sub(1);
             let calls = start.held(newest).min(extent.window_size);
-            fail_newest(failures, slow, newest, calls);
+            fail_newest(failures, slow, newest, calls)
+        };
+        if has_place {
+            return Some(self.tally(generation, extent));
         }
-        Some(self.tally(generation, extent))
+        let call = Call {
+            generation,
+            failed: true,
+            slow: false,
+        };
+        self.record(call, extent).flatten()
     }
 
     /// The tally of the newest outcomes of `generation`.
@@ -424,7 +437,9 @@ impl<'a> Window<'a> {
         }
         let (tickets, base) = (other.tickets(), self.tickets());
         let held = if from.generation == generation {
-            from.held(tickets.wrapping_sub(1))
+            // A smaller ring has place for the newest.
+            let slots = (SMALLEST as u32) << class;
+            from.held(tickets.wrapping_sub(1)).min(slots)
         } else {
             0
         };
@@ -498,18 +513,29 @@ fn tally(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, calls: u32) ->
 }
 
 /// Sets the failure bit of the newest among the `count` newest slots that is slow and not failed.
-fn fail_newest(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, count: u32) {
-    for back in 0..u64::from(count) {
-        let ticket = newest.wrapping_sub(back);
-        if !read(slow, ticket) || read(failures, ticket) {
-            continue;
+/// Answers whether there was one.
+fn fail_newest(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, count: u32) -> bool {
+    let slots = failures.len() * 64;
+    let mut slot = newest as usize & (slots - 1);
+    let mut left = count as usize;
+    while left > 0 {
+        let (word, bit) = (slot / 64, slot % 64);
+        let take = left.min(bit + 1);
+        let wanted = (u64::MAX >> (64 - take)) << (bit + 1 - take);
+        let is_slow = slow[word].load(Ordering::Acquire) & wanted;
+        let mut open = is_slow & !failures[word].load(Ordering::Acquire);
+        while let Some(highest) = open.checked_ilog2() {
+            let newest = 1 << highest;
+            if failures[word].fetch_or(newest, Ordering::AcqRel) & newest == 0 {
+                return true;
+            }
+            // Another call that ended at the same moment was faster.
+            open &= !newest;
         }
-        let (word, bit) = place(failures, ticket);
-        if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
-            return;
-        }
-        // Another call that ended at the same moment was faster.
+        slot = slot.wrapping_sub(take) & (slots - 1);
+        left -= take;
     }
+    false
 }
 
 /// The bits that are set among the `count` newest slots.
@@ -708,12 +734,62 @@ mod tests {
         record(false, true);
         record(true, true);
         record(true, false);
-        for (failures, newest) in [(3, 71), (4, 0), (4, 0)] {
+        // The last one finds none, and is an outcome of its own.
+        for (calls, failures, newest) in [(74, 3, 71), (74, 4, 0), (75, 5, 74)] {
             let seen = parts.window().fail_slow(0, EXTENT);
-            assert_eq!(seen.map(|tally| tally.failures), Some(failures));
+            let seen = seen.map(|tally| (tally.calls, tally.failures, tally.slow));
+            assert_eq!(seen, Some((calls, failures, 3)));
             let (plane, _) = parts.rings.planes(0, 0);
             assert!(read(plane, newest));
         }
         assert!(parts.window().fail_slow(2, EXTENT).is_none(), "another's");
+    }
+
+    #[test]
+    fn every_slow_outcome_of_a_window_becomes_failed_before_one_is_added() {
+        for (size, first) in [(100, 0), (100, 77), (128, 500), (300, 1000), (1000, 3)] {
+            let parts = Parts::of(config::Window::Calls(size));
+            let extent = Extent {
+                window_size: size,
+                ..EXTENT
+            };
+            for _ in 0..first + size {
+                let slow = Call {
+                    slow: true,
+                    ..call(false)
+                };
+                let _ = parts.window().record(slow, extent);
+            }
+            for failures in 1..=size {
+                let seen = parts.window().fail_slow(0, extent).expect("it is its own");
+                assert_eq!(
+                    (seen.calls, seen.failures, seen.slow),
+                    (size, failures, size)
+                );
+            }
+            let given = parts.tickets.given();
+            let _ = parts.window().fail_slow(0, extent);
+            assert_eq!(parts.tickets.given(), given + 1, "{size}");
+        }
+    }
+
+    #[test]
+    fn in_a_time_window_a_failure_is_an_outcome_of_its_own_once_no_slow_one_is_left() {
+        let parts = Parts::of(config::Window::Span(Duration::from_secs(16)));
+        let at = |tick| Extent { tick, ..EXTENT };
+        let slow = Call {
+            slow: true,
+            ..call(false)
+        };
+        let _ = parts.window().record(slow, at(0));
+        for (tick, seen) in [(1, (1, 1, 1)), (2, (1, 1, 1)), (16, (1, 2, 0))] {
+            let tally = parts
+                .window()
+                .fail_slow(0, at(tick))
+                .expect("it is its own");
+            let (calls, failures, slow) = seen;
+            assert_eq!((tally.calls, tally.slow), (calls, slow), "{tick}");
+            assert_eq!(tally.failures, failures.min(calls), "{tick}");
+        }
     }
 }
