@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Wake, Waker};
+use std::thread;
 use std::time::Duration;
 
 use kailash::circuit_breaker::{
@@ -12,6 +17,8 @@ use kailash::clock::{Clock, ManualClock};
 use proptest::prelude::*;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
+/// Longer than any machine needs.
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn breaker_config() -> Config {
     Config {
@@ -550,5 +557,60 @@ proptest! {
             }
             prop_assert_eq!(hosts.snapshot().keys, hosts.len());
         }
+    }
+}
+
+/// Looks into the group when it is woken.
+struct Looks {
+    hosts: Keyed,
+    woken: AtomicUsize,
+}
+
+impl Wake for Looks {
+    fn wake(self: Arc<Self>) {
+        let _ = self.hosts.find("other");
+        let _ = self.hosts.get("other");
+        self.woken.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn who_is_woken_by_the_end_of_a_key_may_ask_for_the_group() {
+    let forget: [fn(&Keyed, &ManualClock); 4] = [
+        // By an insertion that finds it idle.
+        |hosts, hand| {
+            hand.advance(S(60));
+            let _ = hosts.get("b");
+        },
+        // By an insertion that finds no room.
+        |hosts, _| (0..20).for_each(|n| drop(hosts.get(&n.to_string()))),
+        |hosts, hand| {
+            hand.advance(S(60));
+            hosts.forget_idle();
+        },
+        |hosts, _| drop(hosts.remove("a")),
+    ];
+    for (n, forget) in forget.into_iter().enumerate() {
+        let (tell, told) = mpsc::channel();
+        let waits = thread::spawn(move || {
+            let (hosts, hand) = group(small());
+            let mut events = hosts.get("a").subscribe();
+            let looks = Arc::new(Looks {
+                hosts: hosts.clone(),
+                woken: AtomicUsize::new(0),
+            });
+            let waker = Waker::from(Arc::clone(&looks));
+            let mut end = pin!(events.recv());
+            let waiting = end.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(waiting.is_pending());
+            forget(&hosts, &hand);
+            tell.send(looks.woken.load(Ordering::SeqCst)).unwrap();
+        });
+        let woken = told.recv_timeout(LIMIT);
+        assert!(
+            woken.is_ok_and(|woken| woken > 0),
+            "way {n}: woken {woken:?}"
+        );
+        waits.join().unwrap();
     }
 }

@@ -6,9 +6,10 @@ use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use indexmap::{Equivalent, IndexSet};
@@ -187,6 +188,8 @@ struct Entries {
     forgotten: u64,
     /// What the forgotten breakers had counted.
     forgotten_counts: Counts,
+    /// Forgotten under the lock that is held: [`Shard::change`] drops them once it is free.
+    gone: Vec<Entry>,
     sizes: Arc<Sizes>,
 }
 
@@ -319,8 +322,15 @@ impl Shard {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    /// Changes the entries under the lock, and drops those that were forgotten once it is free: the
+    /// end of a breaker wakes those who listen to it, and their wakers may ask for its group.
+    fn change<R>(&self, change: impl FnOnce(&mut Entries) -> R) -> R {
+        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut entries);
+        let gone = mem::take(&mut entries.gone);
+        drop(entries);
+        drop(gone);
+        result
     }
 }
 
@@ -333,6 +343,7 @@ impl Entries {
             place: 0,
             forgotten: 0,
             forgotten_counts: Counts::default(),
+            gone: Vec::new(),
             sizes: Arc::clone(sizes),
         }
     }
@@ -464,6 +475,7 @@ impl Entries {
             self.sizes.keys.fetch_sub(1, Ordering::Relaxed);
             self.forgotten += 1;
             self.forgotten_counts = self.forgotten_counts + entry.breaker.counts();
+            self.gone.push(entry);
         }
     }
 }
@@ -507,28 +519,29 @@ impl Group {
 
     #[cold]
     fn create(&self, shard: &Shard, key: &Key<'_>, now: Timestamp) -> CircuitBreaker {
-        let mut entries = shard.write();
-        if let Some(entry) = entries.entries.get(key) {
-            return entry.breaker.clone();
-        }
-        // Read under the shard's lock: `reconfigure` sets them first and goes through the shards
-        // then, so that no breaker keeps older ones.
-        let Settings { config, breaker } = self.settings();
-        let name = format!("{}/{}", self.name, key.key).into();
-        let breaker = CircuitBreaker::within(Arc::clone(&self.context), name, breaker);
-        let breaker = breaker.expect("a group's settings are checked");
-        entries.sweep(LOOKS, now, &config);
-        // Two for one, until a group that grew beyond its capacity is back within it.
-        for _ in 0..2 {
-            entries.make_room(now, config.capacity as usize);
-        }
-        entries.insert(Entry {
-            breaker: breaker.clone(),
-            hash: key.hash,
-            used: AtomicU64::new(now.as_nanos()),
-        });
-        breaker.mind_calls_if_wanted();
-        breaker
+        shard.change(|entries| {
+            if let Some(entry) = entries.entries.get(key) {
+                return entry.breaker.clone();
+            }
+            // Read under the shard's lock: `reconfigure` sets them first and goes through the shards
+            // then, so that no breaker keeps older ones.
+            let Settings { config, breaker } = self.settings();
+            let name = format!("{}/{}", self.name, key.key).into();
+            let breaker = CircuitBreaker::within(Arc::clone(&self.context), name, breaker);
+            let breaker = breaker.expect("a group's settings are checked");
+            entries.sweep(LOOKS, now, &config);
+            // Two for one, until a group that grew beyond its capacity is back within it.
+            for _ in 0..2 {
+                entries.make_room(now, config.capacity as usize);
+            }
+            entries.insert(Entry {
+                breaker: breaker.clone(),
+                hash: key.hash,
+                used: AtomicU64::new(now.as_nanos()),
+            });
+            breaker.mind_calls_if_wanted();
+            breaker
+        })
     }
 }
 
@@ -584,11 +597,12 @@ impl Keyed {
     /// Forgets the breaker of this key, whatever its state. Whoever holds it can go on using it.
     pub fn remove(&self, key: &str) -> Option<CircuitBreaker> {
         let (shard, key) = self.0.find(key);
-        let mut entries = shard.write();
-        let (index, entry) = entries.entries.get_full(&key)?;
-        let breaker = entry.breaker.clone();
-        entries.forget(index);
-        Some(breaker)
+        shard.change(|entries| {
+            let (index, entry) = entries.entries.get_full(&key)?;
+            let breaker = entry.breaker.clone();
+            entries.forget(index);
+            Some(breaker)
+        })
     }
 
     /// Forgets all keys that were idle too long, and answers how many. Insertions do so bit by bit,
@@ -598,12 +612,13 @@ impl Keyed {
         let config = self.config();
         let mut forgotten = 0;
         for shard in &self.0.shards {
-            let mut entries = shard.write();
-            let before = entries.entries.len();
-            entries.sweep_all(now, &config);
-            let left = entries.entries.len();
-            entries.entries.shrink_to(left * 2);
-            forgotten += before - left;
+            forgotten += shard.change(|entries| {
+                let before = entries.entries.len();
+                entries.sweep_all(now, &config);
+                let left = entries.entries.len();
+                entries.entries.shrink_to(left * 2);
+                before - left
+            });
         }
         forgotten
     }
