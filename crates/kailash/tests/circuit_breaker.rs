@@ -4,8 +4,9 @@
 
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -16,6 +17,8 @@ use kailash::clock::{Clock, ManualClock};
 use tokio::time::timeout;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
+/// Longer than any machine needs.
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn breaker(config: Config) -> (CircuitBreaker, ManualClock) {
     let (clock, hand) = Clock::manual();
@@ -429,4 +432,27 @@ fn a_listener_may_use_its_breaker() {
     breaker.force_open();
     assert!(breaker.snapshot().forced);
     assert!(breaker.call_sync(|| Ok::<_, ()>(())).is_err());
+}
+
+#[test]
+fn who_listens_at_the_latest_time_there_is_hears_what_happened_and_then_nothing() {
+    let (tell, told) = mpsc::channel();
+    let listens = thread::spawn(move || {
+        let (breaker, hand) = breaker(one_failure_opens());
+        let mut events = breaker.subscribe_transitions();
+        hand.advance(Duration::MAX);
+        tell.send(events.try_recv().is_none()).unwrap();
+        // Its wait would end later than the latest time.
+        breaker.record_failure();
+        let EventKind::Transition(opened) = events.try_recv().unwrap().kind else {
+            panic!("it hears of transitions only")
+        };
+        tell.send(opened.to == State::Open).unwrap();
+        tell.send(events.try_recv().is_none()).unwrap();
+        tell.send(events.recv().now_or_never().is_none()).unwrap();
+    });
+    for step in 0..4 {
+        assert_eq!(told.recv_timeout(LIMIT), Ok(true), "step {step}");
+    }
+    listens.join().unwrap();
 }

@@ -52,13 +52,17 @@ impl Agenda {
     /// Carries out the first change that is due by now. Answers whether there was one.
     pub(super) fn carry_out_first(&self, now: Timestamp) -> bool {
         let mut entries = self.entries();
-        if entries.first() > now {
+        let Some(first) = entries.by_due.first_entry() else {
+            return false;
+        };
+        let (due, _) = *first.key();
+        // A clock may come to show the time that never comes.
+        if due > now || due == Timestamp::NEVER {
             return false;
         }
         // What is not due after all enters again.
-        let taken = entries.by_due.pop_first();
+        let breaker = first.remove().upgrade();
         drop(entries);
-        let breaker = taken.and_then(|(_, breaker)| breaker.upgrade());
         if let Some(breaker) = breaker {
             CircuitBreaker(breaker).wake();
         }
