@@ -60,11 +60,28 @@ impl Error for NeverMade {}
 /// mistake.
 #[must_use]
 pub fn is_refusal(error: &(dyn Error + 'static)) -> bool {
+    says_so_itself(error) || error.source().is_some_and(is_refusal)
+}
+
+/// The source of what stands for an error of the call's own, and shows it as itself.
+///
+/// It is the error's source, so that no text comes twice; but the error where that says by itself that the call
+/// was never made, which nobody would find out otherwise.
+pub(crate) fn source_behind<'e>(
+    error: &'e (dyn Error + 'static),
+) -> Option<&'e (dyn Error + 'static)> {
+    if says_so_itself(error) {
+        return Some(error);
+    }
+    error.source()
+}
+
+fn says_so_itself(error: &(dyn Error + 'static)) -> bool {
     #[cfg(feature = "http")]
     if let Some(error) = error.downcast_ref::<reqwest::Error>()
         && error.is_builder()
     {
         return true;
     }
-    error.is::<NeverMade>() || error.source().is_some_and(is_refusal)
+    error.is::<NeverMade>()
 }

@@ -14,7 +14,7 @@ use kailash::circuit_breaker::{
     self, CircuitBreaker, Config, State, boxed_refusal_is_ignored, refusal_is_ignored,
 };
 use kailash::clock::Clock;
-use kailash::refusal::is_refusal;
+use kailash::refusal::{NeverMade, is_refusal};
 
 type Boxed = Box<dyn Error + Send + Sync>;
 
@@ -78,7 +78,7 @@ async fn each_refusal_is_known_and_nothing_else_is_one() {
     type Call<E> = circuit_breaker::CallError<E>;
     type InPartition<E> = bulkhead::CallError<E>;
     let within: Call<InPartition<io::Error>> = Call::Inner(full.clone().into());
-    let refusals: [Boxed; 10] = [
+    let refusals: [Boxed; 14] = [
         rejected.clone().into(),
         full.clone().into(),
         closed.clone().into(),
@@ -89,6 +89,10 @@ async fn each_refusal_is_known_and_nothing_else_is_one() {
         InPartition::Inner(Call::<io::Error>::Rejected(rejected.clone())).into(),
         Call::Inner(Wrapped(rejected.clone())).into(),
         io::Error::other(Wrapped(Arc::new(full))).into(),
+        NeverMade.into(),
+        Call::Inner(NeverMade).into(),
+        InPartition::Inner(NeverMade).into(),
+        Call::Inner(InPartition::Inner(NeverMade)).into(),
     ];
     for error in refusals {
         assert!(is_refusal(error.as_ref()), "{error:?}");
@@ -225,4 +229,31 @@ async fn a_call_in_a_partition_is_one_result() {
     assert!(matches!(closed, Err(CallError::Closed(_))));
     let closed = partition.call_blocking(|| Ok::<_, io::Error>(1)).await;
     assert!(matches!(closed, Err(CallError::Closed(_))));
+}
+
+#[cfg(feature = "http")]
+#[tokio::test]
+async fn a_request_that_cannot_be_built_counts_for_nothing_wherever_the_breaker_stands() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let send = || client.get("no url").send();
+    let (outer, inner) = (breaker(), breaker());
+    let partition = partition();
+    for _ in 0..5 {
+        let call = || partition.call(send);
+        assert!(outer.call_with(refusal_is_ignored, call).await.is_err());
+        let call = || partition.call(|| inner.call_with(refusal_is_ignored, send));
+        assert!(outer.call_with(refusal_is_ignored, call).await.is_err());
+    }
+    assert_eq!(
+        [&outer, &inner].map(|breaker| breaker.snapshot().calls),
+        [0; 2]
+    );
+
+    let error = partition.call(send).await.unwrap_err();
+    let mut last: &dyn Error = &error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    assert_eq!(last.to_string(), "relative URL without a base");
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use super::{Admission, Closed, Full, Partition, RunError, TimedOut};
+use crate::refusal::source_behind;
 
 impl Partition {
     /// Makes a call in a slot, with the partition's priority and timeout.
@@ -191,7 +192,7 @@ impl<E: Error + 'static> Error for CallError<E> {
             Self::Full(full) => full.source(),
             Self::TimedOut(timed_out) => timed_out.source(),
             Self::Closed(closed) => closed.source(),
-            Self::Inner(error) => error.source(),
+            Self::Inner(error) => source_behind(error),
         }
     }
 }

@@ -8,7 +8,7 @@ use kailash_core::circuit_breaker as machine;
 
 use super::{Cause, State};
 use crate::Name;
-use crate::refusal::NeverMade;
+use crate::refusal::{NeverMade, source_behind};
 
 /// Why a breaker refused a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl<E: Error + 'static> Error for CallError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Rejected(rejected) => rejected.source(),
-            Self::Inner(error) => error.source(),
+            Self::Inner(error) => source_behind(error),
         }
     }
 }
