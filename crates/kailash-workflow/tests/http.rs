@@ -42,6 +42,10 @@ async fn serve() -> String {
     let hang = get(std::future::pending::<()>);
     let router = Router::new()
         .route("/echo", any(echo))
+        .route(
+            "/elsewhere",
+            get(async || (StatusCode::FOUND, [("location", "ftp://example.org/")])),
+        )
         .route("/status/{status}", any(status))
         .route(
             "/bytes",
@@ -246,4 +250,12 @@ async fn a_request_that_cannot_be_built_is_a_wrong_input_and_no_failure_of_the_s
         "{message}"
     );
     assert!(!message.contains("xxx"), "{message}");
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_scheme_is_a_failure_of_the_server() {
+    let url = format!("{}/elsewhere", serve().await);
+    let error = request(json!({"url": url})).await.unwrap_err();
+    assert!(matches!(error, NodeError::Execution { .. }), "{error:?}");
+    assert!(error.to_string().contains(": no answer: "), "{error}");
 }

@@ -56,8 +56,9 @@ impl Error for NeverMade {}
 /// Whether an error, or what it came from, says that the call was never made.
 ///
 /// So says every refusal of a breaker or a partition, but no timeout of a call that had begun. With the
-/// feature `http` also a request that reqwest could not build, such as one for `ftp://`: that is the caller's
-/// mistake.
+/// feature `http` also a request that reqwest could not build, such as one for no URL: that is the caller's
+/// mistake. A URL of another scheme than `http` and `https` is none: reqwest says the same of one that the caller
+/// asked for and of one that the dependency redirected to, which is an answer.
 #[must_use]
 pub fn is_refusal(error: &(dyn Error + 'static)) -> bool {
     says_so_itself(error) || error.source().is_some_and(is_refusal)
@@ -81,7 +82,8 @@ fn says_so_itself(error: &(dyn Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<reqwest::Error>()
         && error.is_builder()
     {
-        return true;
+        let is_http = |url: &reqwest::Url| matches!(url.scheme(), "http" | "https");
+        return error.url().is_none_or(is_http);
     }
     error.is::<NeverMade>()
 }

@@ -257,3 +257,28 @@ async fn a_request_that_cannot_be_built_counts_for_nothing_wherever_the_breaker_
     }
     assert_eq!(last.to_string(), "relative URL without a base");
 }
+
+#[cfg(feature = "http")]
+#[tokio::test]
+async fn a_redirect_to_another_scheme_is_an_answer() {
+    use std::io::{Read, Write};
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).unwrap() > 0);
+        let answer =
+            "HTTP/1.1 302 Found\r\nLocation: ftp://example.org/\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let breaker = breaker();
+    let send = || client.get(&url).send();
+    let call = breaker.call_with(refusal_is_ignored, send).await;
+    assert!(call.unwrap_err().to_string().contains("ftp://example.org/"));
+    assert_eq!(breaker.snapshot().failures, 1);
+    server.join().unwrap();
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use kailash::redact::redact;
+use kailash::refusal::is_refusal;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Url};
 
@@ -284,9 +285,8 @@ fn shown(url: &Url) -> String {
 }
 
 fn no_answer(shown: &str, error: reqwest::Error) -> NodeError {
-    // A redirect that leads to another scheme is an answer of the server's.
-    let is_own = |url: &Url| matches!(url.scheme(), "http" | "https");
-    let is_not_sent = error.is_builder() && error.url().is_none_or(is_own);
+    // Before it loses the URL, by which a redirect to another scheme is known as an answer.
+    let is_not_sent = is_refusal(&error);
     let error = error.without_url();
     let causes = causes(&error);
     let causes = redact(&causes);

@@ -52,7 +52,7 @@ fn date(headers: &HeaderMap) -> Option<SystemTime> {
 ///
 /// Any `Err`: around other layers and around a `reqwest::Client` it is
 /// [`RefusalIsIgnored`](super::RefusalIsIgnored)`(HttpStatus)`, which counts neither refusals nor requests that
-/// could not be built, such as one for `ftp://`.
+/// could not be built; see [`is_refusal`](crate::refusal::is_refusal).
 ///
 /// For services that answer `http::Response`, and, with the feature `http`, for a
 /// `reqwest::Client`.
