@@ -16,7 +16,9 @@ use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, poll, stream};
-use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Outcome, Rejected, State};
+use kailash::circuit_breaker::{
+    CallError, CircuitBreaker, Config, KeyedConfig, Manager, Outcome, Rejected, State,
+};
 use kailash::clock::{Clock, ManualClock};
 use kailash::layer::circuit_breaker::{
     CircuitBreakerLayer, CircuitBreakerService, HttpStatus, RefusalIsIgnored, http_outcome,
@@ -887,4 +889,23 @@ async fn service_and_response_may_cross_threads() {
     assert_eq!(response.await, Ok(()));
     let headers = header::HeaderMap::new();
     assert_eq!(http_outcome(StatusCode::OK, &headers), Outcome::Success);
+}
+
+#[tokio::test]
+async fn a_thread_holds_the_breaker_it_called_last_until_it_calls_another() {
+    async fn call(breaker: CircuitBreaker) {
+        let ok = service_fn(async |()| Ok::<_, std::io::Error>(()));
+        let service = CircuitBreakerLayer::new(breaker).layer(ok);
+        service.oneshot(()).await.unwrap();
+    }
+    let (clock, hand) = Clock::manual();
+    let manager = Manager::with_clock(clock);
+    let hosts = manager.keyed("host", KeyedConfig::default()).unwrap();
+    call(hosts.get("a")).await;
+    let mut events = hosts.get("a").subscribe_transitions();
+    hand.advance(S(48 * 3600));
+    assert_eq!(hosts.forget_idle(), 0);
+    call(manager.get_or_create("other", None).unwrap()).await;
+    assert_eq!(hosts.forget_idle(), 1);
+    assert!(events.recv().await.is_none());
 }

@@ -47,8 +47,10 @@ pub enum EventKind {
 /// A subscription, which ends when it is dropped.
 ///
 /// It keeps no breaker alive: when there is none left to hear of, it tells what it still holds, and
-/// then `None`. While somebody waits on it, changes that time alone brings about (an open breaker
-/// that becomes half-open, a probe that lapses) are told when they are due; else by the next call.
+/// then `None`. Behind a tower layer a breaker lives on a little: each thread keeps the one whose
+/// call ended last on it, until a call of another ends there or the thread does. While somebody waits
+/// on it, changes that time alone brings about (an open breaker that becomes half-open, a probe that
+/// lapses) are told when they are due; else by the next call.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(async {

@@ -29,7 +29,9 @@ pub use series::{KeyCounts, Series};
 /// when its key is first asked for, and is forgotten when its key has not been asked for in a while,
 /// much later if its window holds failures or slow calls that may yet trip it, or if it waits for a
 /// probe. It is never forgotten while it is open, while somebody holds it (so while a call is in
-/// flight), or while it is in a state that somebody told it to be in.
+/// flight), or while it is in a state that somebody told it to be in. Behind a tower layer each thread
+/// holds the breaker whose call ended last on it, until a call of another ends there or the thread
+/// does.
 ///
 /// ```
 /// use kailash::circuit_breaker::{KeyedConfig, Manager, State};

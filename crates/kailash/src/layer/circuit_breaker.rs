@@ -15,6 +15,8 @@
 //! - **Panics** of the service within, or of the classifier, are failures and go on.
 //! - **Streams**: a call ends with its response, which for HTTP is the head of it. What becomes of
 //!   the body is not seen.
+//! - **Kept**: each thread holds the breaker whose call ended last on it, until a call of another ends
+//!   there or the thread does. So long its key is not forgotten, and subscriptions to it do not end.
 //!
 //! A caller that waits for the service within to be ready is woken by that service alone; a breaker
 //! that opens meanwhile refuses it then.
