@@ -127,6 +127,8 @@ impl OwnedPermit {
 
     /// Stops the call's clock, for work that goes on in pieces: what passes until
     /// [`OwnedPermit::resume`], or the end of the call, makes it neither slow nor long. A probe's lease goes on.
+    ///
+    /// Not for a permit that is [watched](OwnedPermit::watched): that one becomes overdue while it is paused, too.
     pub fn pause(&mut self) {
         self.paused
             .get_or_insert_with(|| self.breaker.clock().now());
