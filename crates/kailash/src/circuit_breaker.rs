@@ -505,7 +505,9 @@ impl CircuitBreaker {
     /// Frees the slots of all probes in flight, which decide nothing any more.
     ///
     /// For the child of a fork: the calls that hold them go on in its parent, and so does whoever
-    /// was telling a transition.
+    /// was telling a transition. A breaker that another thread was changing at the moment of the fork
+    /// stays locked in the child, whose next change of it waits for ever: fork while no other thread
+    /// uses breakers, or make new ones in the child.
     pub fn abandon_probes(&self) {
         self.0.machine.abandon_probes(self.clock().now());
         if let Ok(mut journal) = self.0.journal.try_lock() {

@@ -655,7 +655,8 @@ impl Keyed {
         }
     }
 
-    /// As [`CircuitBreaker::abandon_probes`], for all keys.
+    /// As [`CircuitBreaker::abandon_probes`], for all keys. It waits for ever itself if another thread
+    /// was making or forgetting a key at the moment of the fork.
     pub fn abandon_probes(&self) {
         self.for_each(CircuitBreaker::abandon_probes);
     }
