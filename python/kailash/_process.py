@@ -1,11 +1,14 @@
 """What a process owes the library: a clean child after a fork, and no thread left at exit."""
 
 import atexit
+import logging
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
 from kailash import _native
+
+_logger = logging.getLogger("kailash")
 
 _Callback = TypeVar("_Callback", bound=Callable[[], object])
 
@@ -34,7 +37,11 @@ def _after_fork_in_child() -> None:
 
 def _end() -> None:
     for callback in reversed(_at_exit):
-        callback()
+        try:
+            callback()
+        except BaseException:
+            # The runtime's threads must stop all the same: they use the interpreter.
+            _logger.exception("what ends with the process failed")
     _native.shut_down()
 
 

@@ -20,6 +20,10 @@ Job = Callable[[], Callable[[], object] | None]
 
 _every: WeakSet[Threads] = WeakSet()
 
+# Held while a thread is started: so that those that are found at exit can be joined. A handler of
+# signals may come to start one within.
+_starting = threading.RLock()
+
 
 class Threads:
     """At most so many threads, which end when they have been idle for a while."""
@@ -68,12 +72,14 @@ class Threads:
     def _start(self) -> None:
         name = f"{self._name}-{next(self._numbers)}"
         thread = threading.Thread(target=self._work, args=(self._jobs,), name=name, daemon=True)
-        self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:
-            self._threads.discard(thread)
-            raise
+        with _starting:
+            # First, as it may end before it is known to have started.
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._threads.discard(thread)
+                raise
 
     def _work(self, jobs: _native.JobQueue) -> None:
         while (job := jobs.get(_IDLE)) is not None:
@@ -92,6 +98,8 @@ class Threads:
 
 @in_forked_child
 def _forget_threads() -> None:
+    global _starting
+    _starting = threading.RLock()
     for threads in tuple(_every):
         threads._forget()
 
@@ -99,6 +107,8 @@ def _forget_threads() -> None:
 @at_exit
 def _stop() -> None:
     end = time.monotonic() + _PATIENCE
-    for thread in [thread for threads in tuple(_every) for thread in threads.close()]:
+    with _starting:
+        there = [thread for threads in tuple(_every) for thread in threads.close()]
+    for thread in there:
         if thread is not threading.current_thread():
             thread.join(max(0.0, end - time.monotonic()))

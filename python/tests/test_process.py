@@ -448,6 +448,65 @@ def test_the_interpreter_ends_while_subscribers_are_told() -> None:
     )
 
 
+@pytest.mark.parametrize("pause", [0, 0.0005, 0.001])
+def test_the_interpreter_ends_just_after_the_first_event(pause: float) -> None:
+    for _ in range(10):
+        check(
+            """
+            import sys, time
+            from kailash.core.resilience.circuit_breaker import *
+            guard = CircuitBreaker()
+            guard.subscribe(lambda event: None)
+            guard.call(int)
+            time.sleep(float(sys.argv[1]))
+            """,
+            str(pause),
+        )
+
+
+def test_the_interpreter_ends_while_the_first_thread_is_started() -> None:
+    check(
+        """
+        import threading, time
+        from kailash.core.resilience.circuit_breaker import *
+        begun = threading.Event()
+        class Late(threading.Thread):
+            def start(self):
+                if "subscriber" in self.name:
+                    begun.set()
+                    time.sleep(0.1)
+                super().start()
+        threading.Thread = Late
+        guard = CircuitBreaker()
+        guard.subscribe(lambda event: None)
+        guard.call(int)
+        begun.wait()
+        """
+    )
+
+
+def test_what_fails_at_exit_is_logged_and_keeps_nothing_else_from_ending() -> None:
+    done = run_python(
+        textwrap.dedent(
+            """
+            from kailash import _native, _process
+            from kailash.core.resilience.circuit_breaker import *
+            @_process.at_exit
+            def fail():
+                raise KeyError("mine")
+            _process._at_exit.insert(0, lambda: print("others"))
+            shut_down = _native.shut_down
+            _native.shut_down = lambda: (shut_down(), print("shut down"))
+            guard = CircuitBreaker()
+            guard.subscribe(lambda event: None)
+            guard.call(int)
+            """
+        )
+    )
+    assert (done.returncode, done.stdout) == (0, "others\nshut down\n"), done.stderr
+    assert "KeyError: 'mine'" in done.stderr and "atexit" not in done.stderr
+
+
 def test_ctrl_c_ends_a_threads_wait_in_a_queue() -> None:
     check(
         """
