@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -24,6 +24,9 @@ _MOST_PENDING = 1_000
 _PATIENCE = 1.0
 
 _every: WeakSet[Callback] = WeakSet()
+
+# Tasks of the parent's loops, in a forked child. Kept: to drop them would run their functions' ends.
+_parents: list[set[asyncio.Task[Any]]] = []
 
 # Whether the interpreter is ending: the loops and threads that would tell are going away.
 _is_ending = False
@@ -69,6 +72,17 @@ class Callback:
         self._pending: deque[tuple[Any, ...]] = deque()
         self._thread: threading.Thread | None = None
 
+    def _forget_parent(self) -> None:
+        self._forget_thread()
+        # The parent's may be entered, by a thread that is not here to leave it.
+        self._context = self._context.copy()
+        if self._loop is not None and self._loop.is_running():
+            # So it says for good, as the thread that ran it is not here, or has left it.
+            self._loop = None
+        if self._tasks:
+            _parents.append(self._tasks)
+            self._tasks = set()
+
     def __call__(self, *news: Any) -> None:
         if _is_ending:
             return
@@ -85,6 +99,9 @@ class Callback:
                 return
             except RuntimeError:
                 pass  # it ended meanwhile
+        self._tell_library_loop(news)
+
+    def _tell_library_loop(self, news: tuple[Any, ...]) -> None:
         loop = library_loop()
         try:
             loop.call_soon_threadsafe(self._begin, loop, news)
@@ -94,12 +111,17 @@ class Callback:
     def _begin(self, loop: asyncio.AbstractEventLoop, news: tuple[Any, ...]) -> None:
         task = loop.create_task(self._call_async(news), context=self._context.copy())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._end(task, news))
+
+    def _end(self, task: asyncio.Task[Any], news: tuple[Any, ...]) -> None:
+        self._tasks.discard(task)
 
     async def _call_async(self, news: tuple[Any, ...]) -> None:
         try:
             await self._function(*news)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             _logger.exception("%s %r failed", self._what, self._function)
 
     def _tell_thread(self, news: tuple[Any, ...]) -> None:
@@ -145,18 +167,25 @@ class Callback:
             thread.join(timeout)
 
 
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the task that runs, rather than what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class BatchCallback(Callback):
     """As Callback, for news that comes often: a batch and what to call once all of it was told.
 
     Its teller waits for that before the next batch, so that nothing piles up here, and a plain
-    function keeps its thread for a while.
+    function keeps its thread for a while. When a loop ends within a batch, the library's tells the
+    rest.
     """
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
         super().__init__(function, what)
         self._threads = Threads(f"kailash-{what.replace(' ', '-')}", 1)
 
-    def __call__(self, batch: Iterable[Any], done: Callable[[], object]) -> None:
+    def __call__(self, batch: Iterator[Any], done: Callable[[], object]) -> None:
         super().__call__(batch, done)
 
     def _tell_thread(self, news: tuple[Any, ...]) -> None:
@@ -175,11 +204,16 @@ class BatchCallback(Callback):
 
     async def _call_async(self, news: tuple[Any, ...]) -> None:
         batch, done = news
-        try:
-            for each in batch:
-                await super()._call_async((each,))
-        finally:
-            done()
+        for each in batch:
+            await super()._call_async((each,))
+        done()
+
+    def _end(self, task: asyncio.Task[Any], news: tuple[Any, ...]) -> None:
+        super()._end(task, news)
+        is_over = not task.cancelled() and task.exception() is None
+        if not is_over and not _is_ending:
+            # The iterator stands where the task has left it, which may not even have begun.
+            self._tell_library_loop(news)
 
     def close(self) -> None:
         """Lets its thread end once it has told what it has."""
@@ -189,7 +223,7 @@ class BatchCallback(Callback):
 @in_forked_child
 def _forget_threads() -> None:
     for callback in tuple(_every):
-        callback._forget_thread()
+        callback._forget_parent()
 
 
 @at_exit

@@ -167,6 +167,83 @@ async def test_one_that_raises_is_logged_and_harms_nobody(caplog: pytest.LogCapt
     assert all("circuit breaker subscriber" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize("how", ["raise", "await"])
+async def test_one_that_raises_a_cancellation_hears_the_rest(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, heard, loops = CircuitBreaker(), [], set()
+
+    async def listener(event: CircuitBreakerEvent) -> None:
+        heard.append(event)
+        loops.add(asyncio.get_running_loop())
+        if len(heard) == 3:
+            if how == "raise":
+                raise asyncio.CancelledError
+            other = asyncio.ensure_future(asyncio.Event().wait())
+            other.cancel()
+            await other
+
+    async def transition(old: object, new: object, metrics: object) -> None:
+        raise asyncio.CancelledError
+
+    guard.subscribe(listener)
+    with caplog.at_level(logging.ERROR, logger="kailash"):
+        for _ in range(200):
+            guard.call(int)
+        await until(lambda: len(heard) == 200)
+        guard.add_listener(transition)
+        guard.force_open()
+        await until(lambda: len(caplog.records) == 2)
+    assert loops == {asyncio.get_running_loop()}
+    assert ["subscriber" in each.message for each in caplog.records] == [True, False]
+
+
+@pytest.mark.parametrize("at", [1, 20, 99])
+def test_one_whose_loop_ends_hears_the_rest_on_the_librarys(at: int) -> None:
+    guard, heard, cancelled = CircuitBreaker(), [], []
+
+    async def listener(event: CircuitBreakerEvent) -> None:
+        heard.append(asyncio.get_running_loop())
+        try:
+            if len(heard) == at:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    async def main() -> None:
+        guard.subscribe(listener)
+        for _ in range(100):
+            guard.call(int)
+        await until(lambda: len(heard) == at)
+
+    asyncio.run(main())
+    until_sync(lambda: len(heard) == 100)
+    assert cancelled == [1]
+    guard.call(int)
+    until_sync(lambda: len(heard) == 101)
+
+
+async def test_an_async_one_whose_task_is_cancelled_hears_the_rest() -> None:
+    guard, heard = CircuitBreaker(), []
+
+    async def listener(event: CircuitBreakerEvent) -> None:
+        heard.append(asyncio.get_running_loop())
+        if len(heard) == 3:
+            task = asyncio.current_task()
+            assert task is not None and task.cancel()
+            await asyncio.sleep(0)
+
+    guard.subscribe(listener)
+    for _ in range(300):
+        guard.call(int)
+    await until(lambda: len(heard) == 300)
+    mine = asyncio.get_running_loop()
+    guard.call(int)
+    await until(lambda: len(heard) == 301)
+    assert heard[0] is heard[300] is mine
+
+
 async def test_an_async_one_runs_on_its_loop_one_event_at_a_time() -> None:
     guard, heard, running = CircuitBreaker(), [], []
     loop = asyncio.get_running_loop()

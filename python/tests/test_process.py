@@ -423,6 +423,131 @@ def test_a_forked_child_tells_its_own_subscribers() -> None:
     )
 
 
+def test_a_forked_child_tells_those_that_were_being_told_at_the_fork() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    guard, begun, go_on, heard = CircuitBreaker(), [], threading.Event(), []
+
+    def listener(old, new, metrics):
+        begun.append(1)
+        go_on.wait()
+        heard.append(new)
+
+    def subscriber(event):
+        begun.append(1)
+        go_on.wait()
+        heard.append(event.kind)
+
+    guard.add_listener(listener)
+    guard.subscribe(subscriber)
+    guard.force_open()
+    while len(begun) < 2:
+        time.sleep(0.001)
+
+    def child():
+        go_on.set()
+        guard.force_close()
+        end = time.monotonic() + 10
+        while len(heard) < 2:
+            assert time.monotonic() < end, heard
+            time.sleep(0.001)
+        assert set(heard) == {CircuitState.CLOSED, "transition"}
+
+    in_child(child)
+    go_on.set()
+    """
+    )
+
+
+@pytest.mark.parametrize("is_awaiting", [False, True])
+def test_a_child_that_is_forked_from_a_running_loop_tells_async_listeners(is_awaiting: bool) -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    guard, heard, go_on, ended = CircuitBreaker(), [], None, []
+
+    async def listener(old, new, metrics):
+        try:
+            heard.append(new)
+            await go_on.wait()
+        finally:
+            ended.append(new)
+
+    async def subscriber(event):
+        try:
+            heard.append(event.kind)
+            await go_on.wait()
+        finally:
+            ended.append(event.kind)
+
+    async def main():
+        global go_on
+        go_on = asyncio.Event()
+        if sys.argv[1] == "False":
+            go_on.set()
+        guard.add_listener(listener)
+        guard.subscribe(subscriber)
+        guard.force_open()
+        while len(heard) < 2:
+            await asyncio.sleep(0.001)
+
+        def child():
+            global go_on
+            before = list(ended)
+            heard.clear()
+            go_on = asyncio.Event()
+            go_on.set()
+            guard.force_close()
+            end = time.monotonic() + 10
+            while len(heard) < 2 or len(ended) < len(before) + 2:
+                assert time.monotonic() < end, heard
+                time.sleep(0.001)
+            assert set(heard) == set(ended[len(before):]) == {CircuitState.CLOSED, "transition"}
+
+        in_child(child)
+        go_on.set()
+        guard.force_close()
+        while len(ended) < 4:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    """,
+        str(is_awaiting),
+    )
+
+
+def test_a_loop_that_runs_in_the_child_alone_tells_there() -> None:
+    check(
+        FORK
+        + """
+    from kailash.core.resilience.circuit_breaker import *
+    guard, loop, loops = CircuitBreaker(), asyncio.new_event_loop(), []
+
+    async def listener(old, new, metrics):
+        loops.append(asyncio.get_running_loop())
+
+    async def begin():
+        guard.add_listener(listener)
+
+    async def go_on():
+        guard.force_open()
+        while not loops:
+            await asyncio.sleep(0.001)
+
+    def child():
+        loop.run_until_complete(go_on())
+        assert loops == [loop]
+
+    loop.run_until_complete(begin())
+    in_child(child)
+    loop.close()
+    """
+    )
+
+
 def test_the_interpreter_ends_while_subscribers_are_told() -> None:
     check(
         """
