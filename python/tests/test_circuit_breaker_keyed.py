@@ -245,8 +245,8 @@ def test_the_same_name_is_the_same_group() -> None:
     each = manager.keyed("host", CircuitBreakerConfig(failure_threshold=2), capacity=50)
     assert manager.keyed("host") is each
     assert manager.keyed("host", CircuitBreakerConfig(failure_threshold=2), capacity=50) is each
-    exists = r"^group of circuit breakers 'host' exists with failure_threshold=2, capacity=50, not"
-    with pytest.raises(ValueError, match=rf"{exists} failure_threshold=5, capacity=9;"):
+    exists = r"^group of circuit breakers 'host' exists with capacity=50, not"
+    with pytest.raises(ValueError, match=rf"{exists} capacity=9;"):
         manager.keyed("host", capacity=9)
     other = manager.keyed("a tenant")
     assert manager.groups() == [other, each]
@@ -255,6 +255,22 @@ def test_the_same_name_is_the_same_group() -> None:
     each["a"].force_open()
     manager.reset_all()
     assert each["a"].state is CLOSED and manager.get_all_status() == {}
+
+
+def test_what_is_not_said_of_a_group_that_exists_is_not_compared() -> None:
+    manager = CircuitBreakerManager()
+    each = manager.keyed("host", capacity=5)
+    manager.set_default_config(CircuitBreakerConfig(failure_threshold=7))
+    manager.define("host", base="api")
+    assert manager.keyed("host", capacity=5) is each
+    each.reconfigure(idle_timeout=3)
+    assert manager.keyed("host", CircuitBreakerConfig()) is each
+    exists = "^group of circuit breakers 'host' exists with {}, not {}; reconfigure"
+    with pytest.raises(ValueError, match=exists.format("capacity=5", "capacity=6")):
+        manager.keyed("host", capacity=6)
+    with pytest.raises(ValueError, match=exists.format("failure_threshold=5", "failure_threshold=7")):
+        manager.keyed("host", CircuitBreakerConfig(failure_threshold=7))
+    assert each.config == KeyedConfig(capacity=5, idle_timeout=3), "nothing has changed"
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,22 @@ def test_the_process_has_presets_that_workflows_use_too() -> None:
     LocalRuntime().execute(builder.build())
     config = get_circuit_breaker(name).config
     assert (config.failure_threshold, config.excluded_exceptions) == (2, [KeyError])
+
+
+def test_settings_that_are_said_go_over_those_that_the_name_was_given() -> None:
+    name, manager = "preset below what is said", get_circuit_breaker_manager()
+    manager.define(name, base="api", half_open_requests=1)
+    made = get_circuit_breaker(name, failure_threshold=9)
+    assert made.config == CircuitBreakerConfig(
+        failure_threshold=9, recovery_timeout=30, half_open_requests=1
+    )
+    manager.define(name, base="cache")
+    assert get_circuit_breaker(name, failure_threshold=9) is made, "what is not said is not compared"
+    differing = "exists with failure_threshold=9, not failure_threshold=8;"
+    with pytest.raises(ValueError, match=differing):
+        get_circuit_breaker(name, failure_threshold=8)
+    plain = CircuitBreakerConfig(half_open_requests=2)
+    with pytest.raises(ValueError, match="not recovery_timeout=60.0, half_open_requests=2"):
+        get_circuit_breaker(name, plain, failure_threshold=9)
+    whole = get_circuit_breaker(f"{name}, whole", plain, failure_threshold=9)
+    assert whole.config == CircuitBreakerConfig(half_open_requests=2, failure_threshold=9)

@@ -87,22 +87,24 @@ class CircuitBreakerManager:
         """The breakers of one group, such as hosts or tenants, each by its key.
 
         The group is made with these settings if there is none of this name: `config` for each
-        breaker, and what KeyedConfig says of the others. Without settings, or with equal ones, it is
-        the one that exists. Raises ValueError for others: `reconfigure()` changes them.
+        breaker, else those that `define` gave its name, else the preset `default`, and what
+        KeyedConfig says of the others. If it exists, what is said must be what it has. Raises
+        ValueError otherwise: `reconfigure()` changes it.
         """
         said = said_of(config, capacity, idle_timeout, failures_kept, series)
         known = self._groups.get(group)
         if known is not None and not said:
             return known
-        if "breaker" not in said:
-            said["breaker"] = self._settings_of(group)
-        wanted = KeyedConfig(**said)
         if known is None:
+            wanted = KeyedConfig(**{"breaker": self._settings_of(group), **said})
             made = KeyedCircuitBreakers(self._native.keyed(group, wanted), group, wanted)
             # Of two threads that come here at once, the second takes what the first has made.
             known = self._groups.setdefault(group, made)
-        if known.config != wanted:
-            has = known.config
+            if known is made:
+                return known
+        has = known.config
+        wanted = replace(has, **said)
+        if has != wanted:
             differing = _differing(FIELDS, has.breaker, wanted.breaker)
             differing += _differing(KEYED_FIELDS, has, wanted)
             raise ValueError(_differences(f"group of circuit breakers {group!r}", differing))
@@ -298,11 +300,16 @@ def get_circuit_breaker(
 ) -> CircuitBreaker:
     """The process's breaker of this name, made with these settings if there is none yet.
 
-    Without settings, or with equal ones, it is the one that exists. Raises ValueError for others:
-    `breaker.reconfigure()` changes them.
+    What neither they nor `config` say is what `define` gave its name, else the preset `default`. If
+    it exists, what is said must be what it has. Raises ValueError otherwise: `breaker.reconfigure()`
+    changes it.
     """
     if settings:
-        config = replace(checked(config) or CircuitBreakerConfig(), **settings)
+        base = checked(config)
+        if base is None:
+            known = _manager.get_circuit_breaker(name)
+            base = _manager._settings_of(name) if known is None else known.config
+        config = replace(base, **settings)
     return _manager.get_or_create(name, config)
 
 
