@@ -314,6 +314,31 @@ async def test_a_listener_hears_of_the_key_while_its_breaker_is_held() -> None:
     until_sync(lambda: heard == [OPEN])
 
 
+async def test_what_a_handle_tells_ends_with_it_and_what_the_manager_tells_does_not() -> None:
+    manager = CircuitBreakerManager()
+    each, of_handles, of_manager = manager.keyed("host"), [], []
+    manager.subscribe(of_manager.append)
+    each["a"].add_listener(lambda old, new, metrics: of_handles.append(new))
+    each["a"].subscribe(of_handles.append)
+    gc.collect()
+    each["a"].force_open()
+    until_sync(lambda: [event.new_state for event in of_manager] == [OPEN])
+    assert of_handles == []
+
+
+def test_a_group_is_true_and_is_no_sequence() -> None:
+    each = hosts()
+    assert each and len(each) == 0
+    each["a"]
+    assert each and len(each) == 1 and "a" in each
+    with pytest.raises(TypeError, match="'KeyedCircuitBreakers' object is not iterable"):
+        list(each)
+    with pytest.raises(TypeError, match="not iterable"):
+        for _ in each:
+            pass
+    assert len(each) == 1 and each["a"] is not each["a"]
+
+
 def test_a_group_that_nobody_uses_is_collected_with_all_that_it_knew() -> None:
     class Token:
         pass

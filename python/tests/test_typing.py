@@ -181,6 +181,7 @@ Client.make("x")
 twice(1, b=2)
 breaker.ready_sync("soon")
 hosts[5]
+list(hosts)
 breaker.subscribe(lambda: None)
 '''
 
@@ -212,7 +213,7 @@ def test_decorated_functions_keep_their_signatures(checker: object, tmp_path: Pa
     assert code == 0, output
     code, output = checker(wrong)
     assert code != 0
-    for line in range(len(WRONG.splitlines()) - 11, len(WRONG.splitlines()) + 1):
+    for line in range(len(WRONG.splitlines()) - 12, len(WRONG.splitlines()) + 1):
         assert f"wrong.py:{line}:" in output, f"line {line} is wrong, and nothing says so:\n{output}"
 
 

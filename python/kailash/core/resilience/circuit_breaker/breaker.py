@@ -204,7 +204,9 @@ class CircuitBreaker:
         """Has `listener(old_state, new_state, metrics)` told of each transition.
 
         A plain function runs on a thread of its own, an async one on the loop that runs now, or on
-        the library's when none does. What it raises is logged; it never delays a call.
+        the library's when none does. What it raises is logged; it never delays a call. It is told
+        as long as somebody keeps the breaker: one of a key is let go at once if it is not assigned,
+        which `CircuitBreakerManager.subscribe` does not depend on.
         """
         callback = Callback(listener, "circuit breaker listener")
         audience = self._audience or self.__dict__.setdefault("_audience", _Audience())

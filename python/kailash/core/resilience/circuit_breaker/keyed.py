@@ -121,8 +121,13 @@ class KeyedCircuitBreakers:
     call is in flight, or a function lives that it guards). Failures and slow calls in its window are
     remembered for longer: see `KeyedConfig`.
 
-    Ask for it again for each call rather than keep it. How long calls take is known of the group, not
-    of each key: `avg_call_duration` is that of all keys together.
+    Ask for it again for each call rather than keep it. Each time it is a new handle on the same
+    breaker, not equal to the last, and what `add_listener` and `subscribe` of a handle began ends with
+    it: `CircuitBreakerManager.subscribe` tells of all keys. How long calls take is known of the group,
+    not of each key: `avg_call_duration` is that of all keys together.
+
+    A group is true also while it is empty. Its keys can be counted and asked for, but not gone
+    through: `series()` lists some.
 
     `CircuitBreakerManager.keyed` makes one. Any thread and any event loop may use it.
     """
@@ -158,6 +163,12 @@ class KeyedCircuitBreakers:
 
     def __len__(self) -> int:
         return self._native.len()
+
+    def __bool__(self) -> bool:
+        return True
+
+    # Else Python would ask for the keys 0, 1 and so on.
+    __iter__ = None
 
     def get(self, key: str) -> CircuitBreaker:
         """The breaker of this key, made if there is none: the same as `hosts[key]`."""
