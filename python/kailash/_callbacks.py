@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from kailash._loops import library_loop
 from kailash._process import at_exit, in_forked_child
@@ -22,11 +22,9 @@ _logger = logging.getLogger("kailash")
 
 _MOST_PENDING = 1_000
 _PATIENCE = 1.0
+_LONG = 1e9
 
 _every: WeakSet[Callback] = WeakSet()
-
-# Tasks of the parent's loops, in a forked child. Kept: to drop them would run their functions' ends.
-_parents: list[set[asyncio.Task[Any]]] = []
 
 # Whether the interpreter is ending: the loops and threads that would tell are going away.
 _is_ending = False
@@ -63,7 +61,6 @@ class Callback:
                 self._loop = asyncio.get_running_loop()
             except RuntimeError:
                 pass  # registered outside of any loop: the library's will do
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._forget_thread()
         _every.add(self)
 
@@ -79,9 +76,6 @@ class Callback:
         if self._loop is not None and self._loop.is_running():
             # So it says for good, as the thread that ran it is not here, or has left it.
             self._loop = None
-        if self._tasks:
-            _parents.append(self._tasks)
-            self._tasks = set()
 
     def __call__(self, *news: Any) -> None:
         if _is_ending:
@@ -110,11 +104,19 @@ class Callback:
 
     def _begin(self, loop: asyncio.AbstractEventLoop, news: tuple[Any, ...]) -> None:
         task = loop.create_task(self._call_async(news), context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._end(task, news))
+        # A loop knows its tasks weakly, but its timers well, until it is closed. One that it leaves
+        # behind must go then: whoever waits for its end learns by that.
+        held = ref(loop.call_later(_LONG, task.done))
+
+        def end(task: asyncio.Task[Any]) -> None:
+            if (timer := held()) is not None:
+                timer.cancel()
+            self._end(task, news)
+
+        task.add_done_callback(end)
 
     def _end(self, task: asyncio.Task[Any], news: tuple[Any, ...]) -> None:
-        self._tasks.discard(task)
+        """Its task is done, or was cancelled."""
 
     async def _call_async(self, news: tuple[Any, ...]) -> None:
         try:
@@ -209,7 +211,6 @@ class BatchCallback(Callback):
         done()
 
     def _end(self, task: asyncio.Task[Any], news: tuple[Any, ...]) -> None:
-        super()._end(task, news)
         is_over = not task.cancelled() and task.exception() is None
         if not is_over and not _is_ending:
             # The iterator stands where the task has left it, which may not even have begun.

@@ -519,6 +519,42 @@ def test_a_child_that_is_forked_from_a_running_loop_tells_async_listeners(is_awa
     )
 
 
+def test_one_whose_loop_was_closed_without_ending_its_tasks_is_told_on() -> None:
+    done = run_python(
+        textwrap.dedent(
+            """
+            import asyncio, gc, time
+            from kailash.core.resilience.circuit_breaker import *
+            guard, heard = CircuitBreaker(), []
+
+            async def listener(event):
+                heard.append(event.kind)
+                if event.kind == "ended":
+                    await asyncio.Event().wait()
+
+            async def main():
+                guard.subscribe(listener)
+                guard.call(int)
+                while not heard:
+                    await asyncio.sleep(0.001)
+
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(main())
+            loop.close()
+            gc.collect()
+            guard.force_open()
+            end = time.monotonic() + 20
+            while heard != ["ended", "transition"]:
+                assert time.monotonic() < end, heard
+                time.sleep(0.001)
+            """
+        )
+    )
+    # asyncio says what was left behind, to which this adds nothing.
+    assert done.returncode == 0, done.stderr
+    assert "Task was destroyed but it is pending" in done.stderr
+
+
 def test_a_loop_that_runs_in_the_child_alone_tells_there() -> None:
     check(
         FORK
