@@ -11,6 +11,7 @@ from kailash.core.resilience.circuit_breaker import (
     CircuitBreakerConfig,
     CircuitBreakerError,
     CircuitBreakerManager,
+    ConfigError,
     ConfigTypeError,
 )
 from kailash.core.resilience.clock import ManualClock
@@ -134,9 +135,14 @@ def test_keys_share_those_of_their_group() -> None:
     assert hosts.durations.count == 0 and hosts.all_durations.count == 2
 
 
-def test_a_share_is_a_number() -> None:
+def test_a_share_is_a_number_from_0_to_1() -> None:
     manager, clock = recorded()
     durations = manager.keyed("host").durations
     assert durations.quantile(0.5) == 0 == durations.mean and durations.cumulative() == []
     with pytest.raises(ConfigTypeError, match=r"^share: "):
         durations.quantile("half")  # type: ignore[arg-type]
+    for wrong in (float("nan"), -0.001, 1.001, float("inf")):
+        with pytest.raises(ConfigError, match=r"^share: .* is not allowed, 0 to 1 is$") as caught:
+            durations.quantile(wrong)
+        assert caught.value.field == "share" and caught.value.value is wrong
+    assert durations.quantile(0) == durations.quantile(1) == 0

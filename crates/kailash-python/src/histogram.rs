@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kailash::ConfigError;
 use kailash::histogram::Snapshot;
 use pyo3::prelude::*;
 
@@ -37,7 +38,12 @@ impl HistogramSnapshot {
     /// The duration that this share (0 to 1) of them does not exceed, at most an eighth too long; 0
     /// if there are none.
     fn quantile(&self, share: &Bound<'_, PyAny>) -> PyResult<f64> {
-        let share = config::number("share", share)?;
+        let given = share;
+        let share = config::number("share", given)?;
+        if !(0.0..=1.0).contains(&share) {
+            let error = ConfigError::new("share", share, "0 to 1");
+            return Err(config::raise(given.py(), &error, Some(given.clone())));
+        }
         Ok(self.0.quantile(share).as_secs_f64())
     }
 
