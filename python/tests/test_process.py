@@ -977,3 +977,32 @@ def test_a_forked_child_has_breakers_that_only_rust_has_made_without_calls_in_fl
         probe.success()
     """
     )
+
+
+def test_a_wait_after_the_library_has_ended_is_answered() -> None:
+    done = check(
+        """
+        import atexit
+
+        def late():
+            # Later versions of Python start no thread any more.
+            for wait in (guard.ready_sync, guard.wait_until_closed_sync):
+                try:
+                    wait(0.01)
+                except (TimeoutError, RuntimeError):
+                    print("answered")
+            for listen in (guard.add_listener, guard.subscribe):
+                try:
+                    listen(print)
+                except RuntimeError:
+                    pass
+            print(guard.state.value)
+
+        atexit.register(late)
+        from kailash.core.resilience.circuit_breaker import CircuitBreaker
+
+        guard = CircuitBreaker()
+        guard.force_open()
+        """
+    )
+    assert done.split() == ["answered", "answered", "open"]

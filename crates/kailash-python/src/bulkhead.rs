@@ -344,8 +344,8 @@ impl BulkheadPartition {
     }
 
     /// Has `callback(events)` called on the courier's thread until the partition is gone.
-    fn listen(&self, callback: Py<PyAny>) {
-        event::listen(self.inner.load().subscribe(), callback);
+    fn listen(&self, callback: Py<PyAny>) -> PyResult<()> {
+        event::listen(self.inner.load().subscribe(), callback)
     }
 
     /// Counts a call whose timeout was over while it ran; the exception for it.

@@ -96,7 +96,7 @@ impl CircuitBreakerManager {
     }
 
     /// As `CircuitBreaker.subscribe`, to all breakers, those of keys too.
-    fn subscribe(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+    fn subscribe(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
         event::subscribe(self.0.subscribe(), callback)
     }
 
@@ -349,13 +349,13 @@ impl CircuitBreaker {
 
     /// Has `callback(from, to)` called on the courier's thread at each transition, as long as what
     /// this answers is kept; it must be quick.
-    fn listen(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+    fn listen(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
         event::listen(self.breaker.subscribe_transitions(), callback)
     }
 
     /// Has `callback(events, done)` called on the courier's thread with all that happens, as long as
     /// what this answers is kept. There is more once `done` was called.
-    fn subscribe(&self, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+    fn subscribe(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
         event::subscribe(self.breaker.subscribe(), callback)
     }
 

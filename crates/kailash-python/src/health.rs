@@ -294,7 +294,7 @@ impl HealthMonitor {
     #[new]
     fn new(settings: &Bound<'_, PyAny>) -> PyResult<Self> {
         let config = read_config(settings)?;
-        let monitor = Monitor::on(runtime::handle(), config);
+        let monitor = Monitor::on(runtime::handle()?, config);
         let monitor = monitor.map_err(|error| config::raise(settings.py(), &error, None))?;
         Ok(Self {
             monitor: Some(monitor),

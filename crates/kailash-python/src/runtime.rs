@@ -87,26 +87,39 @@ impl Process {
         *lock(&self.thread) = Some(thread.unbind());
         Ok(())
     }
+
+    /// Ends the runtime, without waiting for its threads.
+    fn end(&self) {
+        if let Some(runtime) = lock(&self.runtime).take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
-fn process() -> Arc<Process> {
+/// # Errors
+/// `RuntimeError` if no threads are to be had: there are too many, or the interpreter is ending.
+fn process() -> PyResult<Arc<Process>> {
     if let Some(process) = &*PROCESS.load() {
-        return Arc::clone(process);
+        return Ok(Arc::clone(process));
     }
-    let built = Arc::new(Process::new().expect("the system grants a runtime its threads"));
+    let built = Process::new().map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+    let built = Arc::new(built);
     let before = PROCESS.compare_and_swap(&None::<Arc<Process>>, Some(Arc::clone(&built)));
     match &*before {
         // Another thread was faster; what this one built ends here.
         Some(winner) => {
-            if let Some(spare) = lock(&built.runtime).take() {
-                spare.shutdown_background();
+            built.end();
+            Ok(Arc::clone(winner))
+        }
+        None => match Python::try_attach(|py| built.start_courier(py)) {
+            Some(Err(error)) => {
+                // Without a courier nothing would ever be heard of it.
+                PROCESS.compare_and_swap(&built, None);
+                built.end();
+                Err(error)
             }
-            Arc::clone(winner)
-        }
-        None => {
-            Python::try_attach(|py| built.start_courier(py).expect("the system grants a thread"));
-            built
-        }
+            _ => Ok(built),
+        },
     }
 }
 
@@ -115,8 +128,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The runtime of this process.
-pub(crate) fn handle() -> Handle {
-    process().handle.clone()
+///
+/// # Errors
+/// `RuntimeError` if it is not there yet and no threads are to be had for it.
+pub(crate) fn handle() -> PyResult<Handle> {
+    Ok(process()?.handle.clone())
 }
 
 /// How many forks lie between this process and the one that first loaded the library.
@@ -202,14 +218,15 @@ impl Drop for Carried {
 /// Runs `work` on the runtime and waits for it with Python's lock released.
 ///
 /// # Errors
-/// What a signal handler raised meanwhile (the work is then aborted), or that the work panicked.
+/// What a signal handler raised meanwhile (the work is then aborted), that the work panicked, or
+/// that there are no threads for it.
 pub(crate) fn wait<T, F>(py: Python<'_>, work: F) -> PyResult<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     let (answer, answered) = sync_channel(1);
-    let task = handle().spawn(async move {
+    let task = handle()?.spawn(async move {
         drop(answer.send(work.await));
     });
     let answered = Mutex::new(answered);
@@ -251,7 +268,7 @@ where
 {
     let event_loop = py.import("asyncio")?.call_method0("get_running_loop")?;
     let future = event_loop.call_method0("create_future")?;
-    let runtime = handle();
+    let runtime = handle()?;
     let task = runtime.spawn(work);
     let abort = task.abort_handle();
     let on_done = PyCFunction::new_closure(py, None, None, move |_, _| abort.abort())?;
@@ -299,11 +316,11 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self {
-            abort: handle().spawn(work).abort_handle(),
+    pub(crate) fn spawn(work: impl Future<Output = ()> + Send + 'static) -> PyResult<Self> {
+        Ok(Self {
+            abort: handle()?.spawn(work).abort_handle(),
             generation: generation(),
-        }
+        })
     }
 
     pub(crate) fn give_up(&self) {

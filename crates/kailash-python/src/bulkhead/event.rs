@@ -16,9 +16,9 @@ const BATCH: usize = 256;
 ///
 /// The next events are taken once the last were told, so that a subscriber that is too slow loses
 /// the oldest and is told how many, and nothing piles up.
-pub(super) fn listen(mut events: Events, callback: Py<PyAny>) {
+pub(super) fn listen(mut events: Events, callback: Py<PyAny>) -> PyResult<()> {
     let callback = Arc::new(Carried::new(callback));
-    runtime::handle().spawn(async move {
+    runtime::handle()?.spawn(async move {
         while let Some(first) = events.recv().await {
             let mut batch = vec![first];
             while batch.len() < BATCH
@@ -42,6 +42,7 @@ pub(super) fn listen(mut events: Events, callback: Py<PyAny>) {
             }
         }
     });
+    Ok(())
 }
 
 fn to_python<'py>(py: Python<'py>, events: &[Event]) -> PyResult<Bound<'py, PyList>> {

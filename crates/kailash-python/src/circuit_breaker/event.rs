@@ -19,7 +19,10 @@ pub(crate) struct CircuitBreakerSubscription {
 }
 
 /// Has `callback(from, to)` called on the courier's thread at each transition.
-pub(super) fn listen(mut events: Events, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+pub(super) fn listen(
+    mut events: Events,
+    callback: Py<PyAny>,
+) -> PyResult<CircuitBreakerSubscription> {
     let callback = Carried::new(callback);
     let task = Task::spawn(async move {
         let callback = Arc::new(callback);
@@ -35,14 +38,17 @@ pub(super) fn listen(mut events: Events, callback: Py<PyAny>) -> CircuitBreakerS
             }
         }
     });
-    CircuitBreakerSubscription { _task: task }
+    task.map(|task| CircuitBreakerSubscription { _task: task })
 }
 
 /// Has `callback(events, done)` called on the courier's thread.
 ///
 /// The next events are taken once `done` was called or nobody can call it any more, so that a
 /// subscriber that is too slow loses the oldest and is told how many, and nothing piles up.
-pub(super) fn subscribe(mut events: Events, callback: Py<PyAny>) -> CircuitBreakerSubscription {
+pub(super) fn subscribe(
+    mut events: Events,
+    callback: Py<PyAny>,
+) -> PyResult<CircuitBreakerSubscription> {
     let callback = Carried::new(callback);
     let task = Task::spawn(async move {
         let callback = Arc::new(callback);
@@ -64,7 +70,7 @@ pub(super) fn subscribe(mut events: Events, callback: Py<PyAny>) -> CircuitBreak
             let _ = heard.await;
         }
     });
-    CircuitBreakerSubscription { _task: task }
+    task.map(|task| CircuitBreakerSubscription { _task: task })
 }
 
 fn tell(

@@ -84,7 +84,7 @@ pub(super) fn begin(
             let (event_loop, to) = (event_loop.into_inner(), to.into_inner());
             settle_soon(py, &event_loop, to, reached, py.None());
         });
-    });
+    })?;
     Ok(Some(CircuitBreakerWaiting { future, task }))
 }
 
