@@ -181,6 +181,67 @@ async def test_a_call_that_catches_its_cancellation_goes_on() -> None:
     assert is_empty(it)
 
 
+def left_waiting(it: BulkheadPartition, calls: int) -> list[weakref.ref[asyncio.Task[None]]]:
+    """Tasks that wait for a slot on a loop that has closed."""
+    loop = asyncio.new_event_loop()
+    tasks: list[Any] = [loop.create_task(it.execute(asyncio.sleep, 0)) for _ in range(calls)]
+    for task in tasks:
+        task._log_destroy_pending = False
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return [weakref.ref(task) for task in tasks]
+
+
+def test_a_slot_for_a_loop_that_has_closed_goes_to_the_next() -> None:
+    async def main() -> None:
+        # More than could be told of inside one another.
+        await asyncio.to_thread(lambda: left.extend(left_waiting(it, 10_000)))
+        following = asyncio.ensure_future(it.execute(asyncio.sleep, 0, "ran"))
+        await until(lambda: it.metrics.queued_operations == 10_001)
+        it.release()
+        assert await asyncio.wait_for(following, 20) == "ran" and is_empty(it)
+
+    it = partition(queue_size=20_000, timeout=1000)
+    left: list[weakref.ref[asyncio.Task[None]]] = []
+    it.acquire()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+    gc.collect()
+    assert not any(task() for task in left)
+
+
+def test_who_waits_on_a_loop_that_has_closed_leaves_the_queue() -> None:
+    it = partition(timeout=1000)
+    with it:
+        left = left_waiting(it, 3)
+        gc.collect()
+        assert not any(task() for task in left)
+        assert it.metrics.queued_operations == 0
+    assert is_empty(it)
+    left_waiting(it, 3)
+    gc.collect()
+    assert is_empty(it), "one of them held the slot"
+
+
+async def test_a_task_that_nobody_keeps_gets_its_slot() -> None:
+    async def run() -> None:
+        ran.append(await it.execute(asyncio.sleep, 0, "ran"))
+
+    it = partition(timeout=1000)
+    ran: list[str] = []
+    async with it:
+        for _ in range(2):
+            alone = weakref.ref(asyncio.ensure_future(run()))
+            await asyncio.sleep(0)
+            gc.collect()
+            assert alone() is not None
+        assert it.metrics.queued_operations == 2
+    await until(lambda: ran == ["ran"] * 2)
+
+
 async def test_context_variables_travel_and_the_partition_is_known_inside() -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
     variable.set("mine")

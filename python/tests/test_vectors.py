@@ -364,9 +364,16 @@ class Loop:
 
     def __init__(self) -> None:
         self.due: list[Callable[[], Any]] = []
+        self.timers: list[Callable[[], Any]] = []
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> None:
         self.due.append(lambda: callback(*args))
+
+    def call_at(self, when: float, callback: Callable[[], Any], context: Any) -> None:
+        self.timers.append(callback)
+
+    def time(self) -> float:
+        return 0
 
 
 class Calls:

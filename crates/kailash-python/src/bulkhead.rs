@@ -20,11 +20,9 @@ use crate::config::{self, Settings};
 use crate::runtime::{self, ManualClock, attached, promise};
 
 pub(crate) use call::BulkheadCall;
-pub(crate) use deadline::BulkheadDeadline;
 pub(crate) use waiting::BulkheadWaiting;
 
 mod call;
-mod deadline;
 mod event;
 mod waiting;
 

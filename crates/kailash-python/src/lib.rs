@@ -9,6 +9,7 @@ mod bulkhead;
 mod calling;
 mod circuit_breaker;
 mod config;
+mod deadline;
 mod health;
 mod histogram;
 mod runtime;
@@ -22,8 +23,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::bulkhead::{
-        BulkheadCall, BulkheadDeadline, BulkheadManager, BulkheadPartition, BulkheadPermit,
-        BulkheadWaiting, check_partition_config, partition_defaults,
+        BulkheadCall, BulkheadManager, BulkheadPartition, BulkheadPermit, BulkheadWaiting,
+        check_partition_config, partition_defaults,
     };
     #[pymodule_export]
     use crate::circuit_breaker::{
@@ -31,6 +32,8 @@ mod _native {
         CircuitBreakerWaiting, KeyedCircuitBreakers, check_circuit_breaker_config,
         check_keyed_config, guard, rejection_message,
     };
+    #[pymodule_export]
+    use crate::deadline::BulkheadDeadline;
     #[pymodule_export]
     use crate::health::{
         HealthChecker, HealthJob, HealthMonitor, check_health_check_config,

@@ -161,10 +161,16 @@ thread_local! {
 pub(crate) fn attached<T>(py: Python<'_>, work: impl FnOnce() -> T) -> T {
     let outer = AT_HAND.replace(Some(Vec::new()));
     let result = work();
-    let errands = AT_HAND.replace(outer);
-    for errand in errands.into_iter().flatten() {
-        errand(py);
+    // Errands may deliver more; run inside one another, they could be too many for the stack.
+    while let Some(errands) = AT_HAND.with_borrow_mut(|at_hand| {
+        let errands = at_hand.as_mut().map(std::mem::take);
+        errands.filter(|errands| !errands.is_empty())
+    }) {
+        for errand in errands {
+            errand(py);
+        }
     }
+    AT_HAND.set(outer);
     result
 }
 
@@ -184,7 +190,7 @@ pub(crate) fn deliver(errand: impl FnOnce(Python<'_>) + Send + 'static) {
         Some(process) => drop(process.courier.send(Parcel::Errand(errand))),
         None if IS_ENDING.load(Ordering::Acquire) => std::mem::forget(errand),
         // Nothing of ours runs yet, so this is a thread of Python's.
-        None => drop(Python::try_attach(errand)),
+        None => drop(Python::try_attach(|py| attached(py, || errand(py)))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::deadline::{Deadline, Then};
 use super::{BulkheadPermit, Counts, Slot, call, lock, raise_full};
 use crate::calling;
+use crate::deadline::{Deadline, Then, settle};
 use crate::runtime::{self, attached, deliver, settle_function};
 
 // How often a thread that waits looks whether the user pressed Ctrl-C.
@@ -25,12 +25,16 @@ const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 /// A place in a queue.
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct BulkheadWaiting {
-    place: Mutex<Place>,
+    place: Arc<Place>,
     counts: Arc<Counts>,
-    generation: u64,
 }
 
 struct Place {
+    state: Mutex<State>,
+    generation: u64,
+}
+
+struct State {
     stage: Stage,
     deadline: Option<Deadline>,
 }
@@ -55,34 +59,22 @@ impl Stage {
 
 impl BulkheadWaiting {
     pub(super) fn new(waiting: Waiting, counts: Arc<Counts>) -> Self {
-        Self {
-            place: Mutex::new(Place {
-                stage: Stage::Waits(waiting),
-                deadline: None,
-            }),
-            counts,
-            generation: runtime::generation(),
-        }
-    }
-
-    /// What there was, of which nothing is left in here.
-    fn end(&self) -> Stage {
-        let (stage, deadline) = {
-            let mut place = lock(&self.place);
-            let stage = mem::replace(&mut place.stage, Stage::Left);
-            (stage, place.deadline.take())
+        let state = State {
+            stage: Stage::Waits(waiting),
+            deadline: None,
         };
-        drop(deadline);
-        if self.generation == runtime::generation() {
-            return stage;
+        let place = Place {
+            state: Mutex::new(state),
+            generation: runtime::generation(),
+        };
+        Self {
+            place: Arc::new(place),
+            counts,
         }
-        // The place is the parent's.
-        mem::forget(stage);
-        Stage::Left
     }
 
     fn slot(&self, py: Python<'_>) -> PyResult<Slot> {
-        let mut stage = self.end();
+        let mut stage = self.place.end();
         stage.look(Waker::noop());
         let verdict = match stage {
             Stage::Over(verdict) => verdict,
@@ -93,6 +85,24 @@ impl BulkheadWaiting {
             }
         };
         verdict.map(Slot::new).map_err(|full| raise_full(py, &full))
+    }
+}
+
+impl Place {
+    /// What there was, of which nothing is left in here.
+    fn end(&self) -> Stage {
+        let (stage, deadline) = {
+            let mut state = lock(&self.state);
+            let stage = mem::replace(&mut state.stage, Stage::Left);
+            (stage, state.deadline.take())
+        };
+        drop(deadline);
+        if self.generation == runtime::generation() {
+            return stage;
+        }
+        // The place is the parent's.
+        mem::forget(stage);
+        Stage::Left
     }
 }
 
@@ -108,19 +118,17 @@ impl BulkheadWaiting {
     ) -> PyResult<()> {
         let waker = Waker::from(Arc::new(LoopWaker {
             event_loop: event_loop.clone().unbind(),
-            future: future.clone().unbind(),
+            place: Arc::downgrade(&self.place),
         }));
-        let deadline = deadline.map(|at| {
-            let then = Then::Settle(future.clone().unbind());
-            Deadline::set(event_loop, at, then)
+        let then = Then::Settle(future.clone().unbind());
+        let deadline = Deadline::set(event_loop, deadline.unwrap_or(f64::INFINITY), then)?;
+        // A slot that comes meanwhile is told of without the lock.
+        let (waits, before) = attached(event_loop.py(), || {
+            let mut state = lock(&self.place.state);
+            state.stage.look(&waker);
+            let before = state.deadline.replace(deadline);
+            (matches!(state.stage, Stage::Waits(_)), before)
         });
-        let deadline = deadline.transpose()?;
-        let (waits, before) = {
-            let mut place = lock(&self.place);
-            place.stage.look(&waker);
-            let before = mem::replace(&mut place.deadline, deadline);
-            (matches!(place.stage, Stage::Waits(_)), before)
-        };
         drop(before);
         if !waits {
             settle(future);
@@ -148,45 +156,47 @@ impl BulkheadWaiting {
 
     /// Leaves the queue, or gives back the slot that was handed over meanwhile.
     fn leave(&self, py: Python<'_>) {
-        let stage = self.end();
+        let stage = self.place.end();
         attached(py, || drop(stage));
     }
 }
 
 impl Drop for BulkheadWaiting {
     fn drop(&mut self) {
-        drop(self.end());
+        drop(self.place.end());
     }
-}
-
-/// Makes a future of the loop that runs on this thread done; it may be so already, or its loop may
-/// have closed.
-pub(super) fn settle(future: &Bound<'_, PyAny>) {
-    let none = future.py().None();
-    let name = intern!(future.py(), "set_result");
-    drop(calling::call_method(future, name, [none.bind(future.py())]));
 }
 
 struct LoopWaker {
     event_loop: Py<PyAny>,
-    future: Py<PyAny>,
+    // It leads to the task that waits, which is the loop's to keep.
+    place: Weak<Place>,
 }
 
 impl Wake for LoopWaker {
     fn wake(self: Arc<Self>) {
         deliver(move |py| {
-            // A loop that has closed has nobody waiting on it; the place is given up with its owner.
-            drop(self.tell(py));
+            let Some(place) = self.place.upgrade() else {
+                return;
+            };
+            let deadline = |state: &State| state.deadline.as_ref()?.take_future();
+            let future = deadline(&lock(&place.state));
+            let is_told = future.is_some_and(|future| self.tell(future.bind(py)).is_ok());
+            // A loop that has closed has nobody waiting on it, and what is left of its tasks may
+            // never be collected: the slot goes to the next.
+            if !is_told && self.has_closed(py) {
+                drop(place.end());
+            }
         });
     }
 }
 
 impl LoopWaker {
-    fn tell(&self, py: Python<'_>) -> PyResult<()> {
+    fn tell(&self, future: &Bound<'_, PyAny>) -> PyResult<()> {
         static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let py = future.py();
         let running = RUNNING.import(py, "asyncio", "_get_running_loop")?;
         let running = calling::call(running, [])?;
-        let future = self.future.bind(py);
         if running.is(&self.event_loop) {
             // On the loop's own thread: it need not be woken.
             settle(future);
@@ -197,6 +207,12 @@ impl LoopWaker {
         let name = intern!(py, "call_soon_threadsafe");
         calling::call_method(self.event_loop.bind(py), name, [settle, future, none, none])?;
         Ok(())
+    }
+
+    fn has_closed(&self, py: Python<'_>) -> bool {
+        let name = intern!(py, "is_closed");
+        let closed = calling::call_method(self.event_loop.bind(py), name, []);
+        closed.is_ok_and(|closed| closed.is_truthy().unwrap_or(false))
     }
 }
 

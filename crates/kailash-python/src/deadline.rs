@@ -1,27 +1,31 @@
-//! When the time of calls is over, by the clocks of event loops.
+//! When the time of calls is over, by the clocks of event loops; and what loops keep alive.
 //!
 //! Nearly all deadlines are taken back before they come, and a timer of a loop's takes longer to
 //! set and to cancel than all else that a wait is made of. So there is one for all deadlines of a
 //! loop: it is set for the first, is left to ring though nobody may care for it any more, and is
 //! then set for the next.
+//!
+//! The timers also keep alive the futures that are waited for: a loop that closes drops its timers,
+//! and with them the futures and the tasks behind them, which Rust must not hold any longer.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyWeakrefMethods, PyWeakrefReference};
 
-use super::lock;
-use super::waiting::settle;
 use crate::calling;
 
+// How far ahead a timer rings at most, in seconds: no loop waits for ever, and some not for long.
+const LONGEST: f64 = 86_400.0;
+
 /// What is done when a deadline comes.
-pub(super) enum Then {
-    /// This future of the loop's is done.
+pub(crate) enum Then {
+    /// This future of the loop's is done, which lives until then or until the loop closes.
     Settle(Py<PyAny>),
     /// `expire()` is called on what this leads to. It does not keep it alive: who has nobody else is
     /// collected, though the loop may never run again.
@@ -29,14 +33,15 @@ pub(super) enum Then {
 }
 
 /// A deadline that has not come yet; dropped, it is taken back.
-pub(super) struct Deadline {
-    all: Arc<Deadlines>,
+pub(crate) struct Deadline {
+    // The loop's timers hold them.
+    all: Weak<Deadlines>,
     key: Key,
 }
 
 impl Deadline {
-    /// A deadline that comes when the loop's clock shows `at`.
-    pub(super) fn set(event_loop: &Bound<'_, PyAny>, at: f64, then: Then) -> PyResult<Self> {
+    /// A deadline that comes when the loop's clock shows `at`; at infinity, it never does.
+    pub(crate) fn set(event_loop: &Bound<'_, PyAny>, at: f64, then: Then) -> PyResult<Self> {
         let all = Deadlines::of(event_loop)?;
         let (key, rings) = {
             let mut state = lock(&all.state);
@@ -45,19 +50,32 @@ impl Deadline {
             state.set_for.insert(key, then);
             (key, state.rings_by(at))
         };
-        let deadline = Self { all, key };
         if !rings {
-            deadline.all.set_timer(event_loop)?;
+            all.set_timer(event_loop)?;
         }
-        Ok(deadline)
+        let all = Arc::downgrade(&all);
+        Ok(Self { all, key })
+    }
+
+    /// The future, as what is waited for has come before the deadline; None if the deadline came
+    /// first, or the loop has closed.
+    pub(crate) fn take_future(&self) -> Option<Py<PyAny>> {
+        match self.take()? {
+            Then::Settle(future) => Some(future),
+            Then::Expire(_) => None,
+        }
+    }
+
+    fn take(&self) -> Option<Then> {
+        let all = self.all.upgrade()?;
+        lock(&all.state).set_for.remove(&self.key)
     }
 }
 
 impl Drop for Deadline {
     fn drop(&mut self) {
-        let then = lock(&self.all.state).set_for.remove(&self.key);
         // Without the lock: it may be the last to know what was to be done.
-        drop(then);
+        drop(self.take());
     }
 }
 
@@ -134,7 +152,7 @@ impl Deadlines {
 
     /// Has a timer ring no later than the first deadline.
     fn set_timer(self: &Arc<Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
-        let at = {
+        let first = {
             let state = lock(&self.state);
             let Some(&(Moment(first), _)) = state.set_for.keys().next() else {
                 return Ok(());
@@ -144,6 +162,7 @@ impl Deadlines {
             }
             first
         };
+        let at = first.min(time(event_loop)? + LONGEST);
         let py = event_loop.py();
         let bell = Bell {
             deadlines: Arc::clone(self),
@@ -224,4 +243,16 @@ impl BulkheadDeadline {
         let deadline = lock(&self.0).take();
         drop(deadline);
     }
+}
+
+/// Makes a future of the loop that runs on this thread done; it may be so already, or its loop may
+/// have closed.
+pub(crate) fn settle(future: &Bound<'_, PyAny>) {
+    let none = future.py().None();
+    let name = intern!(future.py(), "set_result");
+    drop(calling::call_method(future, name, [none.bind(future.py())]));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
