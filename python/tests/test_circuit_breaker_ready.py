@@ -149,6 +149,35 @@ async def test_a_wait_that_is_closed_leaves_nothing_behind() -> None:
     await until(lambda: gc.collect() is not None and gone() is None)
 
 
+@pytest.mark.parametrize("timeout", [None, 1000.0])
+def test_a_wait_whose_loop_has_closed_is_given_up(timeout: float | None) -> None:
+    guard = opened()
+    loop = asyncio.new_event_loop()
+    task: Any = loop.create_task(guard.ready(timeout))
+    task._log_destroy_pending = False
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    gone = weakref.ref(task), weakref.ref(loop)
+    del task, loop
+    until_sync(lambda: gc.collect() is not None and not any(each() for each in gone))
+    assert guard.state is CircuitState.OPEN
+
+
+async def test_a_wait_that_nobody_keeps_goes_on() -> None:
+    async def wait() -> None:
+        await guard.ready()
+        ready.append(guard)
+
+    guard = opened()
+    ready: list[CircuitBreaker] = []
+    alone = weakref.ref(asyncio.ensure_future(wait()))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert alone() is not None and not ready
+    guard.force_close()
+    await until(lambda: ready == [guard])
+
+
 async def test_a_wait_that_is_cancelled_as_it_ends_ends_once() -> None:
     for _ in range(100):
         guard = CircuitBreaker()

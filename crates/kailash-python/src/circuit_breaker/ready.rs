@@ -1,5 +1,6 @@
 //! Waiting for a breaker, for asyncio and for plain threads.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kailash::circuit_breaker::{CircuitBreaker as Breaker, State};
@@ -8,6 +9,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::calling;
 use crate::config;
+use crate::deadline::{Deadline, Then};
 use crate::runtime::{self, Carried, Task, deliver, settle_soon};
 
 /// What is waited for.
@@ -45,6 +47,8 @@ pub(crate) struct CircuitBreakerWaiting {
     /// Whether what is waited for was reached in time.
     #[pyo3(get)]
     future: Py<PyAny>,
+    // By which the loop keeps the future alive.
+    kept: Mutex<Option<Arc<Deadline>>>,
     task: Task,
 }
 
@@ -57,6 +61,12 @@ impl CircuitBreakerWaiting {
     /// Gives the wait up.
     fn leave(&self) {
         self.task.give_up();
+        let kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(kept);
     }
 }
 
@@ -73,19 +83,28 @@ pub(super) fn begin(
     }
     let py = event_loop.py();
     let future = calling::call_method(event_loop, intern!(py, "create_future"), [])?;
-    let future = future.unbind();
-    let (breaker, to) = (breaker.clone(), Carried::new(future.clone_ref(py)));
+    // Rust holds no future: where the loop has closed, it would keep the task that waits from being
+    // collected, and so the wait from being given up.
+    let then = Then::Settle(future.clone().unbind());
+    let kept = Arc::new(Deadline::set(event_loop, f64::INFINITY, then)?);
+    let (breaker, to) = (breaker.clone(), Arc::downgrade(&kept));
     let event_loop = Carried::new(event_loop.clone().unbind());
     let task = Task::spawn(async move {
         let reached = until.reached(breaker, within).await;
         deliver(move |py| {
+            let Some(future) = to.upgrade().and_then(|kept| kept.take_future()) else {
+                return;
+            };
             let reached = reached.into_pyobject(py).expect("infallible");
             let reached = reached.to_owned().into_any().unbind();
-            let (event_loop, to) = (event_loop.into_inner(), to.into_inner());
-            settle_soon(py, &event_loop, to, reached, py.None());
+            settle_soon(py, &event_loop.into_inner(), future, reached, py.None());
         });
     })?;
-    Ok(Some(CircuitBreakerWaiting { future, task }))
+    Ok(Some(CircuitBreakerWaiting {
+        future: future.unbind(),
+        kept: Mutex::new(Some(kept)),
+        task,
+    }))
 }
 
 /// Waits on this thread, with Python's lock released; whether it was reached in time.
