@@ -339,8 +339,8 @@ impl Machine {
         self.record_slowly(permit, outcome, now)
     }
 
-    /// Records a call that succeeded, if all there is to do is to count it: most calls are good ones
-    /// of a quiet breaker, and take one ticket and nothing else.
+    /// Records a call that succeeded, if all there is to do is to count it and to end a row of failures:
+    /// most calls are good ones of a quiet breaker, and take one ticket and nothing else.
     ///
     /// Answers whether it did. Where it did not, the permit is still to be recorded.
     #[inline]
@@ -349,12 +349,15 @@ impl Machine {
         let bits = self.word.load(Ordering::Acquire);
         let generation = state::generation(bits);
         let in_a_row = self.in_a_row.load(Ordering::Relaxed);
-        permit.role() == Role::Plain
+        let counted = permit.role() == Role::Plain
             && !self.settings.is_slow(permit.ran(now))
             && generation == permit.generation()
             && state::counts(bits)
-            && (in_a_row as u32 == 0 || state::generation(in_a_row) != generation)
-            && self.window(generation).record_good(generation)
+            && self.window(generation).record_good(generation);
+        if counted && in_a_row as u32 != 0 {
+            self.succeeded(generation);
+        }
+        counted
     }
 
     #[inline(never)]
@@ -525,6 +528,9 @@ impl Machine {
         }
     }
 
+    /// Ends a row of failures, if there is one.
+    // Kept out of `record_good`, which mostly finds none.
+    #[inline(never)]
     fn succeeded(&self, generation: u32) {
         let seen = self.in_a_row.load(Ordering::Relaxed);
         if state::generation(seen) == generation && seen as u32 != 0 {

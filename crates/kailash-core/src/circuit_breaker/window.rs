@@ -504,12 +504,32 @@ fn read(plane: &[AtomicU64], ticket: u64) -> bool {
     word.load(Ordering::Acquire) & bit != 0
 }
 
+/// What the `calls` newest slots hold.
 fn tally(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, calls: u32) -> Tally {
-    Tally {
+    let slots = failures.len() * 64;
+    let mut slot = (newest.wrapping_add(1).wrapping_sub(u64::from(calls))) as usize & (slots - 1);
+    let mut left = calls as usize;
+    let mut tally = Tally {
         calls,
-        failures: ones(failures, newest, calls),
-        slow: ones(slow, newest, calls),
+        ..Tally::default()
+    };
+    while left > 0 {
+        let (word, bit) = (slot / 64, slot % 64);
+        let take = left.min(64 - bit);
+        let wanted = (u64::MAX >> (64 - take)) << bit;
+        tally.failures += ones(&failures[word], wanted);
+        tally.slow += ones(&slow[word], wanted);
+        slot = (slot + take) & (slots - 1);
+        left -= take;
     }
+    tally
+}
+
+#[inline]
+fn ones(word: &AtomicU64, wanted: u64) -> u32 {
+    let bits = word.load(Ordering::Acquire) & wanted;
+    // Mostly there is nothing to count, and not every machine counts in one step.
+    if bits == 0 { 0 } else { bits.count_ones() }
 }
 
 /// Sets the failure bit of the newest among the `count` newest slots that is slow and not failed.
@@ -536,24 +556,6 @@ fn fail_newest(failures: &[AtomicU64], slow: &[AtomicU64], newest: u64, count: u
         left -= take;
     }
     false
-}
-
-/// The bits that are set among the `count` newest slots.
-fn ones(plane: &[AtomicU64], newest: u64, count: u32) -> u32 {
-    let slots = plane.len() * 64;
-    let mut slot = (newest.wrapping_add(1).wrapping_sub(u64::from(count))) as usize & (slots - 1);
-    let mut left = count as usize;
-    let mut ones = 0;
-    while left > 0 {
-        let (word, bit) = (slot / 64, slot % 64);
-        let take = left.min(64 - bit);
-        let bits = plane[word].load(Ordering::Acquire) >> bit;
-        let wanted = u64::MAX >> (64 - take);
-        ones += (bits & wanted).count_ones();
-        slot = (slot + take) & (slots - 1);
-        left -= take;
-    }
-    ones
 }
 
 #[cfg(all(test, not(any(kailash_loom, kailash_shuttle))))]
