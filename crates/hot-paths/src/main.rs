@@ -9,7 +9,7 @@
 use std::array;
 use std::cell::{Cell, RefCell};
 use std::env;
-use std::future::{Future, ready};
+use std::future::{Future, Ready, ready};
 use std::hint::black_box;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -18,11 +18,14 @@ use std::task::{Context, Poll, Waker};
 use kailash::bulkhead::{Partition, PartitionConfig, PartitionType};
 use kailash::circuit_breaker::{CallError, CircuitBreaker, Config, Manager, WindowKind};
 use kailash::clock::Clock;
+use kailash::layer::circuit_breaker::CircuitBreakerLayer;
+use tower_layer::Layer;
+use tower_service::Service;
 
 /// Calls of one run; `xtask` divides by it.
 const CALLS: u32 = 10_000;
 
-const PATHS: [(&str, fn()); 11] = [
+const PATHS: [(&str, fn()); 12] = [
     ("breaker_closed_without_clock", || {
         let breaker = breaker(without_clock());
         measured(|| black_box(breaker.call_sync(ok)).is_ok());
@@ -75,6 +78,17 @@ const PATHS: [(&str, fn()); 11] = [
         measured(|| black_box(breaker.try_acquire()).is_err());
     }),
     // As much with 2,000 that are open as with one.
+    ("breaker_layer_closed", || {
+        let layer = CircuitBreakerLayer::new(breaker(without_clock()));
+        let service = RefCell::new(layer.layer(Answers));
+        let mut cx = Context::from_waker(Waker::noop());
+        measured(|| {
+            let mut service = service.borrow_mut();
+            let is_ready = service.poll_ready(&mut cx).is_ready();
+            let response = pin!(service.call(()));
+            is_ready && matches!(response.poll(&mut cx), Poll::Ready(Ok(_)))
+        });
+    }),
     ("registry_event_heard", || {
         let breakers = Manager::with_clock(Clock::manual().0);
         let hosts = breakers
@@ -137,6 +151,22 @@ fn main() -> ExitCode {
 fn measured(mut expected: impl FnMut() -> bool) {
     for _ in 0..CALLS {
         assert!(expected());
+    }
+}
+
+struct Answers;
+
+impl Service<()> for Answers {
+    type Response = u32;
+    type Error = u32;
+    type Future = Ready<Result<u32, u32>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), u32>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(ok())
     }
 }
 

@@ -300,15 +300,23 @@ impl CircuitBreaker {
 
     #[inline(always)]
     fn finish(&self, permit: machine::Permit, outcome: Outcome) -> Option<Duration> {
-        let needs_time = self.0.machine.needs_time(&permit);
-        let now = needs_time.then(|| self.clock().now());
-        if outcome == Outcome::Success
-            && !self.tells_calls()
-            && self.0.machine.record_good(&permit, now)
-        {
+        let (is_counted, now) = self.count_good(&permit, outcome);
+        if is_counted {
             return ran(&permit, now);
         }
         self.finish_slowly(permit, outcome, now)
+    }
+
+    /// Counts a call if it is a good one and that is all there is to do. Answers whether it did, and when the
+    /// call ended where that matters.
+    #[inline(always)]
+    fn count_good(&self, permit: &machine::Permit, outcome: Outcome) -> (bool, Option<Timestamp>) {
+        let needs_time = self.0.machine.needs_time(permit);
+        let now = needs_time.then(|| self.clock().now());
+        let is_counted = outcome == Outcome::Success
+            && !self.tells_calls()
+            && self.0.machine.record_good(permit, now);
+        (is_counted, now)
     }
 
     /// Kept out of `finish`, so that what most calls need is inlined into them.

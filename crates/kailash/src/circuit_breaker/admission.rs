@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kailash_core::circuit_breaker as machine;
+use kailash_core::time::Timestamp;
 
 use super::{CircuitBreaker, Outcome, Refused, Rejected, Shared};
 use crate::spare::{self, Spare};
@@ -16,35 +17,71 @@ thread_local! {
 ///
 /// Dropped without a verdict it is a cancelled call, whatever unwinds then: whoever holds it tells the
 /// call's own panics as they happen.
+///
+/// What must not be inlined is given its parts by value: a future that hands out no reference to them can be
+/// kept in registers, from the call to its end.
 #[derive(Debug)]
-pub(crate) struct Admission {
-    /// Present until the drop.
-    breaker: Option<CircuitBreaker>,
-    permit: Option<machine::Permit>,
+pub(crate) struct Admission(
+    /// Present until it is told how the call ended.
+    Option<Admitted>,
+);
+
+#[derive(Debug)]
+struct Admitted {
+    breaker: CircuitBreaker,
+    permit: machine::Permit,
 }
 
 impl Admission {
     /// The call ended so; what is told later changes nothing.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn record(&mut self, outcome: Outcome) {
-        if let Some(permit) = self.permit.take()
-            && let Some(breaker) = &self.breaker
-        {
-            breaker.finish(permit, outcome);
+        let Some(Admitted { breaker, permit }) = self.0.take() else {
+            return;
+        };
+        let (is_counted, now) = breaker.count_good(&permit, outcome);
+        if is_counted {
+            spare::keep(&SPARE, breaker.0);
+        } else {
+            end_slowly(breaker, permit, outcome, now);
+        }
+    }
+
+    /// The call panicked.
+    #[inline(always)]
+    pub(crate) fn panicked(&mut self) {
+        if let Some(Admitted { breaker, permit }) = self.0.take() {
+            end(breaker, permit, Outcome::Failure);
         }
     }
 }
 
 impl Drop for Admission {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        if self.permit.is_some() {
-            self.record(Outcome::Cancelled);
-        }
-        if let Some(CircuitBreaker(shared)) = self.breaker.take() {
-            spare::keep(&SPARE, shared);
+        if let Some(Admitted { breaker, permit }) = self.0.take() {
+            end(breaker, permit, Outcome::Cancelled);
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn end(breaker: CircuitBreaker, permit: machine::Permit, outcome: Outcome) {
+    breaker.finish(permit, outcome);
+    spare::keep(&SPARE, breaker.0);
+}
+
+// Not cold: it is what a failing call does.
+#[inline(never)]
+fn end_slowly(
+    breaker: CircuitBreaker,
+    permit: machine::Permit,
+    outcome: Outcome,
+    now: Option<Timestamp>,
+) {
+    breaker.finish_slowly(permit, outcome, now);
+    spare::keep(&SPARE, breaker.0);
 }
 
 /// A refusal that was told ahead of its call.
@@ -121,9 +158,9 @@ impl CircuitBreaker {
 
     #[inline]
     fn admission(&self, permit: machine::Permit) -> Admission {
-        Admission {
-            breaker: Some(CircuitBreaker(spare::take(&SPARE, &self.0))),
-            permit: Some(permit),
-        }
+        Admission(Some(Admitted {
+            breaker: CircuitBreaker(spare::take(&SPARE, &self.0)),
+            permit,
+        }))
     }
 }

@@ -214,6 +214,8 @@ impl Drop for Call<'_> {
 pub(crate) struct OnUnwind<F: FnMut()>(pub(crate) F);
 
 impl<F: FnMut()> Drop for OnUnwind<F> {
+    // So that what the closure refers to can be kept in registers.
+    #[inline(always)]
     fn drop(&mut self) {
         self.0();
     }

@@ -39,9 +39,7 @@ use tower_service::Service;
 pub use classify::{BoxedRefusalIsIgnored, Classify, ErrIsFailure, RefusalIsIgnored};
 pub use http::{HttpStatus, http_outcome};
 
-use crate::circuit_breaker::{
-    Admission, CallError, CircuitBreaker, OnUnwind, Outcome, Refusal, Rejected,
-};
+use crate::circuit_breaker::{Admission, CallError, CircuitBreaker, OnUnwind, Refusal, Rejected};
 
 /// Puts services behind a circuit breaker.
 ///
@@ -164,27 +162,26 @@ where
         ready
     }
 
-    #[inline]
+    // Always, here and in `poll`: a future that comes out of a function in parts, and is moved at once, must be
+    // all in memory before it can be read in larger parts. That takes as long as the rest of the call.
+    #[inline(always)]
     fn call(&mut self, request: Request) -> Self::Future {
-        if self.refusal.is_none()
-            && let Some(admission) = self.breaker.admit_owned()
-        {
-            return self.admitted(admission, request);
-        }
-        if let Some(refusal) = &self.refusal {
-            let rejected = self.breaker.refuse(refusal);
-            self.refusal = None;
-            return ResponseFuture::rejected(rejected);
-        }
-        match self.breaker.admit_or_refuse() {
-            Ok(admission) => self.admitted(admission, request),
-            Err(rejected) => ResponseFuture::rejected(rejected),
-        }
+        let admission = if let Some(refusal) = self.refusal.take() {
+            return ResponseFuture::rejected(self.breaker.refuse(&refusal));
+        } else if let Some(admission) = self.breaker.admit_owned() {
+            admission
+        } else {
+            match self.breaker.admit_or_refuse() {
+                Ok(admission) => admission,
+                Err(rejected) => return ResponseFuture::rejected(rejected),
+            }
+        };
+        self.admitted(admission, request)
     }
 }
 
 impl<S, C: Clone> CircuitBreakerService<S, C> {
-    #[inline]
+    #[inline(always)]
     fn admitted<Request>(
         &mut self,
         mut admission: Admission,
@@ -193,7 +190,7 @@ impl<S, C: Clone> CircuitBreakerService<S, C> {
     where
         S: Service<Request>,
     {
-        let guard = OnUnwind(|| admission.record(Outcome::Failure));
+        let guard = OnUnwind(|| admission.panicked());
         let (future, classifier) = (self.inner.call(request), self.classifier.clone());
         mem::forget(guard);
         ResponseFuture {
@@ -247,7 +244,7 @@ where
 {
     type Output = Result<T, CallError<E>>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProjection::Called {
@@ -257,7 +254,7 @@ where
             } => {
                 // Whoever catches the panic may drop the future later, which would be a
                 // cancelled call.
-                let guard = OnUnwind(|| admission.record(Outcome::Failure));
+                let guard = OnUnwind(|| admission.panicked());
                 let polled = future.poll(cx).map(|result| {
                     let outcome = classifier.classify(&result);
                     (result, outcome)
