@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use circuitbreaker_rs::{CircuitBreaker as CircuitbreakerRs, DefaultPolicy};
 use failsafe::{CircuitBreaker as _, backoff, failure_policy};
-use kailash::circuit_breaker::{CircuitBreaker, Config, WindowKind};
+use kailash::circuit_breaker::{CircuitBreaker, Config, Manager, WindowKind};
 use kailash::layer::circuit_breaker::CircuitBreakerLayer;
 use recloser::Recloser;
 use seatbelt::{RecoveryInfo, ResilienceContext};
@@ -162,6 +162,27 @@ fn closed_and_timed(table: &mut Table<'_>) {
             }
         });
     });
+    let breakers = Manager::new();
+    breakers.record_durations();
+    let breaker = breakers.get_or_create("dependency", None);
+    let breaker = breaker.expect("the defaults are right");
+    calls(
+        table,
+        Ours,
+        "kailash, histograms of durations, call_sync",
+        move || breaker.call_sync(ok),
+    );
+    let breaker = ours(Config::default());
+    let events = breaker.subscribe();
+    calls(
+        table,
+        Ours,
+        "kailash, a subscriber to every call, call_sync",
+        move || {
+            let _subscribed = &events;
+            breaker.call_sync(ok)
+        },
+    );
     let breaker = ours(Config {
         overdue_calls_enabled: true,
         ..Config::default()
