@@ -1,20 +1,18 @@
 //! What the bulkhead's tower layer promises: tower's contract, and the partition's own.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
-
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Response;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt, stream};
 use kailash::bulkhead::*;
 use kailash::circuit_breaker::{self, CircuitBreaker, State};
@@ -26,6 +24,8 @@ use kailash::layer::circuit_breaker::{
 use tokio::task::yield_now;
 use tower::limit::ConcurrencyLimit;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+
+use crate::dependency::{Dependency, Readiness, Seen, Work, dependency};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -44,108 +44,12 @@ fn assert_whole(partition: &Partition) {
     assert_eq!((snapshot.active, snapshot.queued), (0, 0));
 }
 
-#[derive(Clone, Copy)]
-enum Readiness {
-    Ready,
-    Never,
-    Fails,
-}
-
-#[derive(Clone, Copy)]
-enum Work {
-    Succeeds,
-    Fails,
-    Takes(Duration),
-    PanicsInCall,
-    PanicsInFuture,
-}
-
-/// A service that keeps tower's contract strictly: it must be ready when it is called, and its clones are
-/// not.
-struct Dependency {
-    seen: Arc<Seen>,
-    is_ready: bool,
-}
-
-struct Seen {
-    readiness: Mutex<Readiness>,
-    asked: AtomicUsize,
-    called: AtomicUsize,
-}
-
-impl Seen {
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-
-    fn called(&self) -> usize {
-        self.called.load(Ordering::Relaxed)
-    }
-
-    fn becomes(&self, readiness: Readiness) {
-        *self.readiness.lock().unwrap() = readiness;
-    }
-}
-
-impl Clone for Dependency {
-    fn clone(&self) -> Self {
-        Self {
-            seen: Arc::clone(&self.seen),
-            is_ready: false,
-        }
-    }
-}
-
-impl Service<Work> for Dependency {
-    type Response = &'static str;
-    type Error = &'static str;
-    type Future = BoxFuture<'static, Result<&'static str, &'static str>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.seen.asked.fetch_add(1, Ordering::Relaxed);
-        match *self.seen.readiness.lock().unwrap() {
-            Readiness::Ready => {
-                self.is_ready = true;
-                Poll::Ready(Ok(()))
-            }
-            Readiness::Never => Poll::Pending,
-            Readiness::Fails => Poll::Ready(Err("cannot connect")),
-        }
-    }
-
-    fn call(&mut self, work: Work) -> Self::Future {
-        assert!(self.is_ready, "called without readiness");
-        self.is_ready = false;
-        self.seen.called.fetch_add(1, Ordering::Relaxed);
-        match work {
-            Work::Succeeds => async { Ok("done") }.boxed(),
-            Work::Fails => async { Err("down") }.boxed(),
-            Work::Takes(time) => tokio::time::sleep(time).map(|()| Ok("done")).boxed(),
-            Work::PanicsInCall => panic!("in call"),
-            Work::PanicsInFuture => async { panic!("in the future") }.boxed(),
-        }
-    }
-}
-
 type Guarded = BulkheadService<Dependency>;
 type Answer = Result<&'static str, CallError<&'static str>>;
 
 fn guarded(layer: &BulkheadLayer) -> (Guarded, Arc<Seen>) {
     let (dependency, seen) = dependency();
     (layer.layer(dependency), seen)
-}
-
-fn dependency() -> (Dependency, Arc<Seen>) {
-    let seen = Arc::new(Seen {
-        readiness: Mutex::new(Readiness::Ready),
-        asked: AtomicUsize::new(0),
-        called: AtomicUsize::new(0),
-    });
-    let dependency = Dependency {
-        seen: Arc::clone(&seen),
-        is_ready: false,
-    };
-    (dependency, seen)
 }
 
 async fn call(service: &mut Guarded, work: Work) -> Answer {

@@ -1,20 +1,16 @@
 //! What the circuit breaker's tower layer promises: tower's contract, and the breaker's own.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
-
 use std::convert::Infallible;
-use std::future::{Future, pending};
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::thread;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
-use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, poll, stream};
 use kailash::circuit_breaker::{
     CallError, CircuitBreaker, Config, KeyedConfig, Manager, Outcome, Rejected, State,
@@ -24,6 +20,8 @@ use kailash::layer::circuit_breaker::{
     CircuitBreakerLayer, CircuitBreakerService, HttpStatus, RefusalIsIgnored, http_outcome,
 };
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+
+use crate::dependency::{Dependency, Readiness, Seen, Work, dependency};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -49,107 +47,6 @@ fn half_open() -> (CircuitBreaker, ManualClock) {
     hand.advance(S(10));
     assert_eq!(breaker.state(), State::HalfOpen);
     (breaker, hand)
-}
-
-/// What a dependency is told to do with the next readiness.
-#[derive(Clone, Copy)]
-enum Readiness {
-    Ready,
-    Never,
-    Fails,
-    Panics,
-}
-
-/// What a request makes its dependency do.
-#[derive(Clone, Copy, Debug)]
-enum Work {
-    Succeeds,
-    Fails,
-    Hangs,
-    PanicsInCall,
-    PanicsInFuture,
-}
-
-/// A service that keeps tower's contract strictly: it must be ready when it is called, and its
-/// clones are not.
-struct Dependency {
-    seen: Arc<Seen>,
-    is_ready: bool,
-}
-
-struct Seen {
-    readiness: Mutex<Readiness>,
-    asked: AtomicUsize,
-    called: AtomicUsize,
-}
-
-impl Seen {
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-
-    fn called(&self) -> usize {
-        self.called.load(Ordering::Relaxed)
-    }
-
-    fn becomes(&self, readiness: Readiness) {
-        *self.readiness.lock().unwrap() = readiness;
-    }
-}
-
-fn dependency() -> (Dependency, Arc<Seen>) {
-    let seen = Arc::new(Seen {
-        readiness: Mutex::new(Readiness::Ready),
-        asked: AtomicUsize::new(0),
-        called: AtomicUsize::new(0),
-    });
-    let dependency = Dependency {
-        seen: Arc::clone(&seen),
-        is_ready: false,
-    };
-    (dependency, seen)
-}
-
-impl Clone for Dependency {
-    fn clone(&self) -> Self {
-        Self {
-            seen: Arc::clone(&self.seen),
-            is_ready: false,
-        }
-    }
-}
-
-impl Service<Work> for Dependency {
-    type Response = &'static str;
-    type Error = &'static str;
-    type Future = BoxFuture<'static, Result<&'static str, &'static str>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.seen.asked.fetch_add(1, Ordering::Relaxed);
-        let readiness = *self.seen.readiness.lock().unwrap();
-        match readiness {
-            Readiness::Ready => {
-                self.is_ready = true;
-                Poll::Ready(Ok(()))
-            }
-            Readiness::Never => Poll::Pending,
-            Readiness::Fails => Poll::Ready(Err("cannot connect")),
-            Readiness::Panics => panic!("while getting ready"),
-        }
-    }
-
-    fn call(&mut self, work: Work) -> Self::Future {
-        assert!(self.is_ready, "called without readiness");
-        self.is_ready = false;
-        self.seen.called.fetch_add(1, Ordering::Relaxed);
-        match work {
-            Work::Succeeds => async { Ok("done") }.boxed(),
-            Work::Fails => async { Err("down") }.boxed(),
-            Work::Hangs => pending().boxed(),
-            Work::PanicsInCall => panic!("in call"),
-            Work::PanicsInFuture => async { panic!("in the future") }.boxed(),
-        }
-    }
 }
 
 type Guarded = CircuitBreakerService<Dependency>;
