@@ -6,53 +6,17 @@
 )]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kailash::health::checks::Custom;
 use kailash::health::{Alert, CheckConfig, Config, Monitor, Status};
-use serde::Deserialize;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Vector {
-    #[serde(rename = "about")]
-    _about: String,
-    monitor: Settings,
-    checks: BTreeMap<String, Check>,
-    steps: Vec<Step>,
-}
+use vector::{Told, Vector};
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    alert_threshold: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Check {
-    critical: bool,
-    alert_threshold: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Step {
-    results: BTreeMap<String, String>,
-    news: Vec<Told>,
-    overall: String,
-}
-
-#[derive(Debug, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-struct Told {
-    check: String,
-    news: String,
-    level: Option<String>,
-}
+#[path = "../../kailash-core/tests/health_vectors/vector.rs"]
+mod vector;
 
 /// The next piece of news that the callback heard.
 fn heard(alerts: &Receiver<Alert>) -> Told {
@@ -112,14 +76,7 @@ async fn run(vector: &Vector) {
 
 #[tokio::test]
 async fn every_vector_holds() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../vectors/health");
-    let mut files = 0;
-    for file in std::fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        println!("{}", path.display());
-        let text = std::fs::read_to_string(&path).unwrap();
-        run(&serde_json::from_str(&text).unwrap()).await;
-        files += 1;
+    for vector in vector::all() {
+        run(&vector).await;
     }
-    assert!(files > 0, "there are vectors");
 }

@@ -7,13 +7,9 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::{
-    Decided, Entry, Member, PartitionConfig, PartitionType, Priority, QueueOrder, Queues, Released,
-    Slots, Ticket,
-};
+use super::model::{Call, Figures, News, figures};
+use super::{Decided, Entry, Member, Priority, Queues, Released, Slots, Ticket};
 use crate::time::Timestamp;
-
-type Call = usize;
 
 const PARTITIONS: usize = 3;
 
@@ -38,15 +34,6 @@ enum Step {
     Close(usize),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Figures {
-    limit: usize,
-    size: usize,
-    evicts: bool,
-    is_lifo: bool,
-    rejects_hopeless: bool,
-}
-
 const AT_FIRST: Figures = Figures {
     limit: 2,
     size: 3,
@@ -54,17 +41,6 @@ const AT_FIRST: Figures = Figures {
     is_lifo: false,
     rejects_hopeless: true,
 };
-
-#[derive(Debug, PartialEq, Eq)]
-enum News {
-    Started(Call),
-    Waits(Call),
-    Refused(Call),
-    Evicted(Call),
-    Expired(Call),
-    Hopeless(Call),
-    Closed(Call),
-}
 
 struct Real {
     ceiling: Slots,
@@ -103,20 +79,6 @@ struct Waiter {
     priority: u8,
     since: u64,
     deadline: u64,
-}
-
-impl Figures {
-    fn config(self) -> PartitionConfig {
-        let order = [QueueOrder::Fifo, QueueOrder::AdaptiveLifo];
-        PartitionConfig {
-            max_concurrent_operations: self.limit.try_into().expect("small"),
-            queue_size: self.size.try_into().expect("small"),
-            evict_lower_priority: self.evicts,
-            queue_order: order[usize::from(self.is_lifo)],
-            reject_hopeless: self.rejects_hopeless,
-            ..PartitionConfig::new("p", PartitionType::Custom)
-        }
-    }
 }
 
 impl Default for Partition {
@@ -376,15 +338,7 @@ impl Model {
 fn step() -> impl Strategy<Value = Step> {
     let timeout = prop::option::of(0..20_u8);
     let partition = 0..PARTITIONS;
-    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    let figures = (1..5_usize, 0..6_usize, flags).prop_map(|(limit, size, flags)| Figures {
-        limit,
-        size,
-        evicts: flags.0,
-        is_lifo: flags.1,
-        rejects_hopeless: flags.2,
-    });
-    let figures = (0..PARTITIONS, figures);
+    let figures = (0..PARTITIONS, figures());
     prop_oneof![
         2 => (0..PARTITIONS).prop_map(Step::TryAcquire),
         30 => (partition, 1..=10_u8, timeout).prop_map(|(partition, priority, timeout)| {

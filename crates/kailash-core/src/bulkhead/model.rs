@@ -12,7 +12,7 @@ use super::{
 };
 use crate::time::Timestamp;
 
-type Call = usize;
+pub(super) type Call = usize;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -25,17 +25,18 @@ enum Step {
     Close,
 }
 
+/// A partition's settings as the models keep them, that under a ceiling too.
 #[derive(Clone, Copy, Debug)]
-struct Figures {
-    limit: usize,
-    size: usize,
-    evicts: bool,
-    is_lifo: bool,
-    rejects_hopeless: bool,
+pub(super) struct Figures {
+    pub(super) limit: usize,
+    pub(super) size: usize,
+    pub(super) evicts: bool,
+    pub(super) is_lifo: bool,
+    pub(super) rejects_hopeless: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum News {
+pub(super) enum News {
     Started(Call),
     Waits(Call),
     Refused(Call),
@@ -76,7 +77,7 @@ const TICK: Duration = Duration::from_millis(50);
 const NEVER: u64 = u64::MAX;
 
 impl Figures {
-    fn config(self) -> PartitionConfig {
+    pub(super) fn config(self) -> PartitionConfig {
         let order = [QueueOrder::Fifo, QueueOrder::AdaptiveLifo];
         PartitionConfig {
             max_concurrent_operations: self.limit.try_into().expect("small"),
@@ -253,16 +254,19 @@ impl Model {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let timeout = prop::option::of(0..20_u8);
+pub(super) fn figures() -> impl Strategy<Value = Figures> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>());
-    let figures = (1..5_usize, 0..6_usize, flags).prop_map(|(limit, size, flags)| Figures {
+    (1..5_usize, 0..6_usize, flags).prop_map(|(limit, size, flags)| Figures {
         limit,
         size,
         evicts: flags.0,
         is_lifo: flags.1,
         rejects_hopeless: flags.2,
-    });
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let timeout = prop::option::of(0..20_u8);
     prop_oneof![
         2 => Just(Step::TryAcquire),
         12 => (1..=10_u8, timeout).prop_map(|(priority, timeout)| Step::Enter { priority, timeout }),
@@ -270,7 +274,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<prop::sample::Index>().prop_map(Step::Leave),
         4 => (0..5_u64).prop_map(Step::Pass),
         1 => (1_000..1_300_u64).prop_map(Step::Pass),
-        1 => figures.prop_map(Step::Reconfigure),
+        1 => figures().prop_map(Step::Reconfigure),
     ]
 }
 
