@@ -22,9 +22,9 @@
 //!
 //! Each transition is an event for `tracing`, with the fields `breaker`, `from`, `to`, `cause` and,
 //! for an opening, `wait`: a warning where it opens, information else. Each refusal is one for
-//! debugging, with `state` for the transition's two. A call that passes says nothing, and is in no
-//! span of the breaker's own: that would cost as much as the breaker itself though nobody listens.
-//! Whoever wants one instruments the call.
+//! debugging, with `breaker`, `state`, `cause` and `retry_after`. A call that passes says nothing, and
+//! is in no span of the breaker's own: that would cost as much as the breaker itself though nobody
+//! listens. Whoever wants one instruments the call.
 
 #[cfg(feature = "tower")]
 mod admission;
@@ -281,9 +281,9 @@ impl CircuitBreaker {
     #[cold]
     fn log_refusal(&self, state: State, cause: Cause, retry_after: Option<Duration>) {
         let breaker = &*self.0.name;
-        let wait = retry_after.map(tracing::field::debug);
+        let retry_after = retry_after.map(tracing::field::debug);
         contained(|| {
-            tracing::debug!(breaker, %state, %cause, wait, "circuit breaker refused a call");
+            tracing::debug!(breaker, %state, %cause, retry_after, "circuit breaker refused a call");
         });
     }
 
@@ -621,15 +621,24 @@ impl CircuitBreaker {
             to,
             cause,
             wait,
+            forced,
             ..
         } = transition;
+        let meaning = match (to, forced) {
+            (State::Open, false) => "opened: calls are refused until the wait is over, then probed",
+            (State::Open, true) => "forced open: calls are refused until it is closed or reset",
+            (State::HalfOpen, _) => "half-open: a few calls pass as probes",
+            (State::Closed, _) => "closed: calls pass",
+            (State::Disabled, _) => "disabled: calls pass, none is counted",
+            (State::MetricsOnly, _) => "metrics-only: calls pass and are counted",
+        };
         contained(|| {
             let breaker = &*self.0.name;
             let wait = wait.map(tracing::field::debug);
             if to == State::Open {
-                tracing::warn!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
+                tracing::warn!(breaker, %from, %to, %cause, wait, "circuit breaker {meaning}");
             } else {
-                tracing::info!(breaker, %from, %to, %cause, wait, "circuit breaker changed");
+                tracing::info!(breaker, %from, %to, %cause, wait, "circuit breaker {meaning}");
             }
         });
         self.tell(EventKind::Transition(transition));

@@ -22,10 +22,10 @@ struct Line(String);
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
-            return;
+        match field.name() {
+            "message" => write!(self.0, " {value:?},").unwrap(),
+            name => write!(self.0, " {name}={value:?}").unwrap(),
         }
-        write!(self.0, " {field}={value:?}").unwrap();
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -81,21 +81,31 @@ fn lines(up_to: Level, work: impl FnOnce(&CircuitBreaker, &ManualClock)) -> Vec<
 }
 
 #[test]
-fn an_opening_is_a_warning_and_a_recovery_information() {
+fn an_opening_is_a_warning_and_all_else_information_and_each_says_what_becomes_of_calls() {
     let lines = lines(Level::INFO, |breaker, hand| {
         let _ = breaker.call_sync(|| Err::<(), _>(()));
         let _ = breaker.call_sync(|| Ok::<_, ()>(()));
         hand.advance(Duration::from_millis(1500));
         let _ = breaker.call_sync(|| Ok::<_, ()>(()));
         breaker.force_open();
+        breaker.disable();
+        breaker.metrics_only();
     });
     assert_eq!(
         lines,
         [
-            "WARN breaker=db from=closed to=open cause=consecutive_failures wait=1.5s",
-            "INFO breaker=db from=open to=half_open cause=wait_over",
-            "INFO breaker=db from=half_open to=closed cause=probes_succeeded",
-            "WARN breaker=db from=closed to=open cause=told",
+            "WARN circuit breaker opened: calls are refused until the wait is over, then probed, \
+             breaker=db from=closed to=open cause=consecutive_failures wait=1.5s",
+            "INFO circuit breaker half-open: a few calls pass as probes, \
+             breaker=db from=open to=half_open cause=wait_over",
+            "INFO circuit breaker closed: calls pass, \
+             breaker=db from=half_open to=closed cause=probes_succeeded",
+            "WARN circuit breaker forced open: calls are refused until it is closed or reset, \
+             breaker=db from=closed to=open cause=told",
+            "INFO circuit breaker disabled: calls pass, none is counted, \
+             breaker=db from=open to=disabled cause=told",
+            "INFO circuit breaker metrics-only: calls pass and are counted, \
+             breaker=db from=disabled to=metrics_only cause=told",
         ]
     );
 }
@@ -116,9 +126,11 @@ fn each_refusal_is_for_debugging() {
     assert_eq!(
         refusals,
         [
-            "DEBUG breaker=db state=open cause=consecutive_failures wait=1.5s",
-            "DEBUG breaker=db state=half_open cause=consecutive_failures",
-            "DEBUG breaker=db state=open cause=told",
+            "DEBUG circuit breaker refused a call, \
+             breaker=db state=open cause=consecutive_failures retry_after=1.5s",
+            "DEBUG circuit breaker refused a call, \
+             breaker=db state=half_open cause=consecutive_failures",
+            "DEBUG circuit breaker refused a call, breaker=db state=open cause=told",
         ]
     );
 }
