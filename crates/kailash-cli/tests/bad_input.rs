@@ -275,7 +275,11 @@ error: shop.toml:3: not valid TOML: invalid basic string, expected `\"`
 fn a_wrong_override_names_its_flag() {
     refused(
         FILE,
-        &["nodes.anounce.timeout=1s", "input.concurrency=0"],
+        &[
+            "nodes.anounce.timeout=1s",
+            "breakers.notfy.failure_threshold=1",
+            "input.concurrency=0",
+        ],
         "
 error: --set nodes.anounce.timeout=1s: nodes has no `anounce`
       |
@@ -284,13 +288,20 @@ error: --set nodes.anounce.timeout=1s: nodes has no `anounce`
       = allowed: store, announce
       = did you mean `announce`?
 
+error: --set breakers.notfy.failure_threshold=1: breakers has no `notfy`
+      |
+--set | breakers.notfy.failure_threshold=1
+      | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+      = allowed: notify
+      = did you mean `notify`?
+
 error: --set input.concurrency=0: input.concurrency = 0 is not allowed
       |
 --set | input.concurrency=0
       |                   ^
       = allowed: 1 to 10000
 
-2 mistakes, nothing was started",
+3 mistakes, nothing was started",
     );
 }
 

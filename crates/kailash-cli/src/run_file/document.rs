@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use kailash::near_miss::near_miss;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
@@ -329,6 +330,13 @@ fn put<'t>(
         DeValue::Table(table) => {
             if let Some(inner) = table.get_mut(name.as_str()) {
                 return put(inner, rest, span, value, &here);
+            }
+            // A table whose name is so near to another's is mistyped rather than new.
+            let names: Vec<&str> = table.keys().map(|key| key.get_ref().as_ref()).collect();
+            let is_in_section = !above.is_empty() && !rest.is_empty();
+            if is_in_section && near_miss(name, names.iter().copied()).is_some() {
+                let problem = Problem::new(span.clone(), format!("{above} has no `{name}`"));
+                return Err(problem.one_of(name, names));
             }
             let mut inner = Spanned::new(span.clone(), DeValue::Table(DeTable::new()));
             put(&mut inner, rest, span, value, &here)?;
