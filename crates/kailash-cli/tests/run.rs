@@ -321,6 +321,10 @@ fn a_second_run_on_the_same_database_goes_on_where_the_first_stopped() {
         second["sandbox"],
         json!({"accepted": 20, "repeats": 0, "failed": 0})
     );
+    let third = orders.command("run").output().unwrap();
+    let stdout = String::from_utf8(third.stdout).unwrap();
+    let before = "120 of these were stored by earlier runs, in sqlite://";
+    assert!(stdout.contains(before), "{stdout}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kailash::sql::DatabaseUrl;
+
 use crate::args::Run;
 use crate::output::{self, Progress, Summary};
 use crate::process::{self, Interrupts};
@@ -48,6 +50,7 @@ pub(crate) fn run(arguments: &Run) -> ExitCode {
 
 async fn execute(file: RunFile) -> Result<Summary, StartError> {
     let mut interrupts = Interrupts::listen().map_err(StartError::new)?;
+    let database = DatabaseUrl::parse(&file.database.url).map_err(StartError::new)?;
     let started = tokio::select! {
         started = setup::start(file) => started?,
         _ = interrupts.next() => return Err(StartError::new("interrupted before it started")),
@@ -77,12 +80,17 @@ async fn execute(file: RunFile) -> Result<Summary, StartError> {
     if let Some(monitor) = &monitor {
         monitor.stop();
     }
-    let summary = summary(&job, sandbox, begun).await;
+    let summary = summary(&job, database, sandbox, begun).await;
     stopper.abort();
     Ok(summary)
 }
 
-async fn summary(job: &Job, sandbox: Option<setup::Sandbox>, begun: Instant) -> Summary {
+async fn summary(
+    job: &Job,
+    database: DatabaseUrl,
+    sandbox: Option<setup::Sandbox>,
+    begun: Instant,
+) -> Summary {
     let duration = begun.elapsed();
     let counts = job.counts().await;
     let stats = match &sandbox {
@@ -97,6 +105,7 @@ async fn summary(job: &Job, sandbox: Option<setup::Sandbox>, begun: Instant) -> 
     };
     Summary {
         counts,
+        database,
         breakers: job
             .breakers()
             .iter()

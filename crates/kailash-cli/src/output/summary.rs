@@ -7,6 +7,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use kailash::bulkhead;
 use kailash::circuit_breaker;
+use kailash::sql::DatabaseUrl;
 use kailash_workflow::Map;
 use serde_json::{Value, json};
 
@@ -37,6 +38,7 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Summary {
     pub(crate) counts: Counts,
+    pub(crate) database: DatabaseUrl,
     pub(crate) breakers: Vec<(String, circuit_breaker::Snapshot)>,
     pub(crate) partitions: Vec<bulkhead::Snapshot>,
     pub(crate) sandbox: Option<Stats>,
@@ -187,8 +189,11 @@ impl fmt::Display for Summary {
             writeln!(f, "longest wait from stored to announced: {seconds:.2} s")?;
         }
         if counts.stored_before > 0 {
-            let before = counts.stored_before;
-            writeln!(f, "{before} of these were stored by earlier runs")?;
+            let (before, database) = (counts.stored_before, &self.database);
+            writeln!(
+                f,
+                "{before} of these were stored by earlier runs, in {database}"
+            )?;
         }
         if let Some(rejects) = &self.rejects {
             let rejects = rejects.display();
