@@ -58,6 +58,10 @@ def test_calls_are_counted_by_how_long_they_took() -> None:
     assert buckets[-1][1] == 100 and buckets == sorted(buckets)
     for upper, count in buckets:
         assert count == sum(n / 1000 <= upper for n in range(1, 101))
+    octaves = durations.octaves()
+    assert len(octaves) == 31 and octaves[0][0] == 2.048e-06
+    for upper, count in octaves:
+        assert count == sum(n / 1000 <= upper for n in range(1, 101))
     assert repr(durations).startswith("<HistogramSnapshot of 100, mean 0.05")
     guard.call(clock.advance, 1)
     assert durations.count == 100, "it is of one moment"

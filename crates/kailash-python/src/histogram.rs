@@ -48,14 +48,26 @@ impl HistogramSnapshot {
     }
 
     /// The buckets that hold anything: the upper bound of each, and how many durations do not exceed
-    /// it. In the form that Prometheus wants them, its last one (`+Inf`) being the count.
+    /// it. They are cumulative, as Prometheus wants them, whose `+Inf` is the count; but a bucket is here
+    /// once it holds something: choose a few bounds, and take for each the count of the last up to it.
     fn cumulative(&self) -> Vec<(f64, u64)> {
-        let seconds = |(upper, count): (Duration, u64)| (upper.as_secs_f64(), count);
-        self.0.cumulative().map(seconds).collect()
+        in_seconds(self.0.cumulative())
+    }
+
+    /// How many durations do not exceed each of 31 bounds, which double from 2.048 µs to 37 min and
+    /// are always the same: the buckets of a metric, whose series must not come and go. Its last
+    /// one, `+Inf`, is `count`.
+    fn octaves(&self) -> Vec<(f64, u64)> {
+        in_seconds(self.0.octaves())
     }
 
     fn __repr__(&self) -> String {
         let (count, mean) = (self.0.count(), self.mean());
         format!("<HistogramSnapshot of {count}, mean {mean} s>")
     }
+}
+
+fn in_seconds(buckets: impl Iterator<Item = (Duration, u64)>) -> Vec<(f64, u64)> {
+    let seconds = |(upper, count): (Duration, u64)| (upper.as_secs_f64(), count);
+    buckets.map(seconds).collect()
 }

@@ -119,12 +119,46 @@ impl Snapshot {
     }
 
     /// The buckets that hold anything: the upper bound of each, and how many durations do not
-    /// exceed it. In the form that Prometheus wants them, its last one (`+Inf`) being the count.
+    /// exceed it.
+    ///
+    /// They are cumulative, as Prometheus wants them, whose `+Inf` is the count. It wants the same
+    /// bounds at any time too, and a bucket is here once it holds something: so choose a few bounds,
+    /// and take for each the count of the last bucket up to it.
     pub fn cumulative(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         let held = self.buckets.iter().enumerate().filter(|&(_, &n)| n > 0);
         held.scan(0, |so_far, (index, n)| {
             *so_far += n;
             Some((Duration::from_nanos(upper_bound(index)), *so_far))
+        })
+    }
+
+    /// How many durations do not exceed each of 31 bounds, which double from 2.048 µs to 37 min and
+    /// are always the same: the buckets of a metric, whose series must not come and go. Its last
+    /// one, `+Inf`, is [`Snapshot::count`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use kailash::histogram::Histogram;
+    ///
+    /// let durations = Histogram::new();
+    /// durations.record(Duration::from_millis(3));
+    /// let seen = durations.snapshot();
+    /// let mut lines = String::new();
+    /// for (bound, count) in seen.octaves() {
+    ///     lines += &format!("took_seconds_bucket{{le=\"{}\"}} {count}\n", bound.as_secs_f64());
+    /// }
+    /// lines += &format!("took_seconds_bucket{{le=\"+Inf\"}} {}\n", seen.count());
+    /// assert!(lines.contains("{le=\"0.002097152\"} 0\n"));
+    /// assert!(lines.contains("{le=\"0.004194304\"} 1\n"));
+    /// ```
+    pub fn octaves(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        let octaves = self.buckets.chunks(1 << STEPS).enumerate();
+        // Without a bound for the last, which holds all that is longer.
+        let bounded = octaves.take(OCTAVES as usize - 1);
+        bounded.scan(0, |so_far, (octave, buckets)| {
+            *so_far += buckets.iter().sum::<u64>();
+            let bound = 1 << (FIRST as usize + octave + 1);
+            Some((Duration::from_nanos(bound), *so_far))
         })
     }
 
@@ -216,6 +250,39 @@ mod tests {
         let seen = histogram.snapshot();
         let ends: Vec<u64> = seen.cumulative().map(|(_, so_far)| so_far).collect();
         assert_eq!((seen.count(), &ends[..]), (3, &[2, 3][..]));
+    }
+
+    #[test]
+    fn octaves_have_the_same_bounds_whatever_was_recorded_and_count_what_does_not_exceed_them() {
+        let histogram = Histogram::new();
+        let empty = histogram.snapshot();
+        let recorded = [
+            1,
+            2048,
+            2049,
+            4096,
+            1 << 30,
+            (1 << 30) + 1,
+            1 << 41,
+            u64::MAX,
+        ];
+        for nanos in recorded {
+            histogram.record(Duration::from_nanos(nanos));
+        }
+        let seen = histogram.snapshot();
+        assert!(empty.octaves().all(|(_, count)| count == 0));
+        assert!(
+            seen.octaves()
+                .map(|(bound, _)| bound)
+                .eq(empty.octaves().map(|(bound, _)| bound))
+        );
+        assert_eq!(seen.octaves().count(), 31);
+        for (bound, count) in seen.octaves() {
+            let within = recorded
+                .iter()
+                .filter(|&&it| Duration::from_nanos(it) <= bound);
+            assert_eq!(count, within.count() as u64, "{bound:?}");
+        }
     }
 
     #[test]
