@@ -4,25 +4,22 @@
     python benches/python/bulkhead.py [--json]
 
 Every case is measured in turn, again and again, so that a slow moment of the machine meets all of
-them; what counts is the median. The bars are in units of the same run.
+them; what counts is the median.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
-import json
-import platform
 import random
-import statistics
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
+
+import measuring
+from measuring import Case
 
 SLOTS = 20
 
@@ -47,13 +44,8 @@ CASES: dict[tuple[str, str], int] = {
 FREE, FULL, QUEUED, THREAD = CASES
 
 
-# ------------------------------------------------------------------ who is measured
-
-
 @dataclass
-class Candidate:
-    name: str
-    package: str | None
+class Candidate(measuring.Candidate):
     #: Makes what is called in a case.
     make: Callable[[tuple[str, str]], Awaitable[Call]]
     cases: tuple[tuple[str, str], ...]
@@ -152,26 +144,11 @@ CANDIDATES = [
 ]
 
 
-# ------------------------------------------------------------------ how they are measured
-
-
-@dataclass
-class Measured:
-    candidate: str
-    case: tuple[str, str]
-    call: Call
-    samples: list[float] = field(default_factory=list)
-
-    @property
-    def ns(self) -> float:
-        return statistics.median(self.samples)
-
-
-async def cases(candidates: list[Candidate]) -> AsyncIterator[Measured]:
+async def cases(candidates: list[Candidate]) -> AsyncIterator[Case]:
     for case in CASES:
         for candidate in candidates:
             if case in candidate.cases:
-                yield Measured(candidate.name, case, await candidate.make(case))
+                yield Case(candidate.name, *case, await candidate.make(case))
 
 
 async def run(call: Call, calls: int) -> float:
@@ -199,7 +176,7 @@ async def run_queued(call: Call, calls: int) -> float:
     return (perf_counter_ns() - start) / calls
 
 
-async def proven(measured: Measured) -> None:
+async def proven(measured: Case) -> None:
     """The case does what it is called after."""
     try:
         await measured.call(1)
@@ -208,7 +185,7 @@ async def proven(measured: Measured) -> None:
     else:
         is_full = False
     if is_full != (measured.case == FULL):
-        raise SystemExit(f"{measured.candidate}: {measured.case[1]} was refused: {is_full}")
+        raise SystemExit(f"{measured.candidate}: {measured.what} was refused: {is_full}")
     if measured.case == QUEUED:
         waited = _behind.pop()
         if waited.done():
@@ -216,9 +193,7 @@ async def proven(measured: Measured) -> None:
         await waited
 
 
-async def measure(
-    candidates: list[Candidate], repeats: int, calls: int
-) -> list[Measured]:
+async def measure(candidates: list[Candidate], repeats: int, calls: int) -> list[Case]:
     everyone = [measured async for measured in cases(candidates)]
     for measured in everyone:
         await proven(measured)
@@ -234,80 +209,11 @@ async def measure(
     return everyone
 
 
-# ------------------------------------------------------------------ what comes of it
-
-
-def report(everyone: list[Measured], repeats: int, calls: int) -> dict[str, Any]:
-    ns = {(measured.candidate, measured.case): measured.ns for measured in everyone}
-    rows = [
-        {
-            "name": measured.candidate,
-            "kind": measured.case[0],
-            "case": measured.case[1],
-            "ns": round(measured.ns, 1),
-            "to_kailash": round(measured.ns / ns["kailash", measured.case], 2),
-        }
-        for measured in everyone
-    ]
-    to_thread_share = 0.6 * ns["asyncio.to_thread", THREAD]
-    bars = [
-        ("async free slot", ns["kailash", FREE], 900.0, "900 ns"),
-        ("sync own thread", ns["kailash", THREAD], to_thread_share, "0.6 x asyncio.to_thread"),
-    ]
-    return {
-        "bench": "python/bulkhead",
-        "python": platform.python_version(),
-        "repeats": repeats,
-        "calls": calls,
-        "rows": rows,
-        "bars": [
-            {"bar": name, "ns": round(got, 1), "at_most": round(limit, 1), "is": what, "holds": got <= limit}
-            for name, got, limit, what in bars
-        ],
-    }
-
-
-def table(found: dict[str, Any]) -> Iterator[str]:
-    yield f"CPython {found['python']}, ns a call, medians of {found['repeats']} x {found['calls']:,} calls"
-    for case in CASES:
-        yield ""
-        yield f"{', '.join(case):<20}{'ns':>9}{'x kailash':>12}"
-        for row in found["rows"]:
-            if (row["kind"], row["case"]) == case:
-                yield f"{row['name']:<20}{row['ns']:>9.0f}{row['to_kailash']:>12.2f}"
-    yield ""
-    for bar in found["bars"]:
-        sign = "<=" if bar["holds"] else "> "
-        yield f"{bar['bar']:<20}{bar['ns']:>9.0f} {sign} {bar['at_most']:.0f} ({bar['is']})"
-
-
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments.add_argument("--repeats", type=int, default=101)
-    arguments.add_argument(
-        "--calls", type=int, default=1_000, help="of the quickest cases; others make fewer"
-    )
-    arguments.add_argument("--without-peers", action="store_true")
-    asked = arguments.parse_args()
-    present = []
-    for candidate in CANDIDATES:
-        is_peer = candidate.package not in (None, "kailash")
-        if is_peer and asked.without_peers:
-            continue
-        try:
-            if candidate.package is not None:
-                importlib.metadata.version(candidate.package)
-        except importlib.metadata.PackageNotFoundError:
-            print(f"skipped {candidate.name}: not installed", file=sys.stderr)
-        else:
-            present.append(candidate)
-    everyone = asyncio.run(measure(present, asked.repeats, asked.calls))
-    found = report(everyone, asked.repeats, asked.calls)
-    if asked.json:
-        print(json.dumps(found, indent=2))
-    else:
-        print("\n".join(table(found)))
+    asked = measuring.asked(__doc__, repeats=101, calls=1_000)
+    candidates = list(measuring.present(CANDIDATES, asked.without_peers))
+    measured = asyncio.run(measure(candidates, asked.repeats, asked.calls))
+    measuring.tell(measured, ["kailash"], asked)
 
 
 if __name__ == "__main__":

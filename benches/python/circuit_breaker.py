@@ -4,24 +4,20 @@
     python benches/python/circuit_breaker.py [--json]
 
 Every case is measured in turn, again and again, so that a slow moment of the machine meets all of
-them; what counts is the median of the processor time, which leaves out what others had of it. The
-bars are in units of the same run.
+them; what counts is the median of the processor time, which leaves out what others had of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
-import json
-import platform
-import statistics
-import sys
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from time import thread_time_ns
 from typing import Any
+
+import measuring
+from measuring import Case
 
 NEVER = 1_000_000_000
 ONE_DAY = 86_400.0
@@ -60,13 +56,8 @@ FUNCTIONS: dict[tuple[str, str], Function] = {
 }
 
 
-# ------------------------------------------------------------------ who is measured
-
-
 @dataclass
-class Candidate:
-    name: str
-    package: str | None
+class Candidate(measuring.Candidate):
     #: Makes a decorator that never opens, or one that stays open.
     guard: Callable[[str, bool], Guard]
     kinds: tuple[str, ...] = ("async", "sync")
@@ -204,22 +195,6 @@ CANDIDATES = [
 ]
 
 
-# ------------------------------------------------------------------ how they are measured
-
-
-@dataclass
-class Case:
-    candidate: str
-    kind: str
-    what: str
-    function: Function
-    samples: list[float] = field(default_factory=list)
-
-    @property
-    def ns(self) -> float:
-        return statistics.median(self.samples)
-
-
 def cases(candidates: list[Candidate]) -> Iterator[Case]:
     for (kind, what), function in FUNCTIONS.items():
         for candidate in candidates:
@@ -266,7 +241,7 @@ def run_sync_raising(function: Function, calls: int) -> float:
 async def proven(case: Case) -> None:
     """The case does what it is called after."""
     try:
-        result = case.function(1)
+        result = case.call(1)
         if case.kind == "async":
             await result
     except Down:
@@ -287,95 +262,17 @@ async def measure(measured: list[Case], repeats: int, calls: int) -> None:
             raising = case.what != "ok"
             if case.kind == "async":
                 run = run_async_raising if raising else run_async
-                case.samples.append(await run(case.function, calls))
+                case.samples.append(await run(case.call, calls))
             else:
                 run_now = run_sync_raising if raising else run_sync
-                case.samples.append(run_now(case.function, calls))
-
-
-# ------------------------------------------------------------------ what comes of it
-
-
-def report(measured: list[Case], repeats: int, calls: int) -> dict[str, Any]:
-    ns = {(case.candidate, case.kind, case.what): case.ns for case in measured}
-
-    def of(candidate: str, kind: str, what: str) -> float:
-        # A rejected call does what a failing bare one does: it raises.
-        return ns[candidate, kind, "failing" if what == "rejected" else what]
-
-    rows = [
-        {
-            "name": case.candidate,
-            "kind": case.kind,
-            "case": case.what,
-            "ns": round(case.ns, 1),
-            "to_bare": round(case.ns / of("bare", case.kind, case.what), 2),
-            "to_pass_through": round(case.ns / of("pass-through", case.kind, case.what), 2),
-        }
-        for case in measured
-    ]
-    bars = [
-        ("async ok", ns["kailash", "async", "ok"], 3 * ns["bare", "async", "ok"], "3 x bare"),
-        ("sync ok", ns["kailash", "sync", "ok"], ns["pass-through", "sync", "ok"], "pass-through"),
-        ("async rejected", ns["kailash", "async", "rejected"], 500.0, "500 ns"),
-        ("sync rejected", ns["kailash", "sync", "rejected"], 500.0, "500 ns"),
-    ]
-    return {
-        "bench": "python/circuit_breaker",
-        "python": platform.python_version(),
-        "repeats": repeats,
-        "calls": calls,
-        "rows": rows,
-        "bars": [
-            {"bar": name, "ns": round(got, 1), "at_most": round(limit, 1), "is": what, "holds": got <= limit}
-            for name, got, limit, what in bars
-        ],
-    }
-
-
-def table(found: dict[str, Any]) -> Iterator[str]:
-    yield f"CPython {found['python']}, ns a call, medians of {found['repeats']} x {found['calls']:,} calls"
-    for kind, what in FUNCTIONS:
-        yield ""
-        yield f"{kind + ' ' + what:<20}{'ns':>9}{'x bare':>9}{'x pass-through':>16}"
-        for row in found["rows"]:
-            if (row["kind"], row["case"]) == (kind, what):
-                numbers = f"{row['ns']:>9.0f}{row['to_bare']:>9.2f}{row['to_pass_through']:>16.2f}"
-                yield f"{row['name']:<20}{numbers}"
-    yield ""
-    for bar in found["bars"]:
-        sign = "<=" if bar["holds"] else "> "
-        yield f"{bar['bar']:<20}{bar['ns']:>9.0f} {sign} {bar['at_most']:.0f} ({bar['is']})"
+                case.samples.append(run_now(case.call, calls))
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments.add_argument("--repeats", type=int, default=21)
-    arguments.add_argument("--calls", type=int, default=5_000)
-    arguments.add_argument("--without-peers", action="store_true")
-    asked = arguments.parse_args()
-    measured = list(cases(list(installed(asked.without_peers))))
+    asked = measuring.asked(__doc__, repeats=21, calls=5_000)
+    measured = list(cases(list(measuring.present(CANDIDATES, asked.without_peers))))
     asyncio.run(measure(measured, asked.repeats, asked.calls))
-    found = report(measured, asked.repeats, asked.calls)
-    if asked.json:
-        print(json.dumps(found, indent=2))
-    else:
-        print("\n".join(table(found)))
-
-
-def installed(without_peers: bool) -> Iterator[Candidate]:
-    for candidate in CANDIDATES:
-        is_peer = candidate.package not in (None, "kailash")
-        if is_peer and without_peers:
-            continue
-        try:
-            if candidate.package is not None:
-                importlib.metadata.version(candidate.package)
-        except importlib.metadata.PackageNotFoundError:
-            print(f"skipped {candidate.name}: not installed", file=sys.stderr)
-        else:
-            yield candidate
+    measuring.tell(measured, ["bare", "pass-through"], asked)
 
 
 if __name__ == "__main__":
