@@ -27,6 +27,7 @@ from kailash.core.resilience.bulkhead import BulkheadFullError
 from kailash.core.resilience.circuit_breaker import (
     CircuitBreaker,
     CircuitBreakerConfig,
+    CircuitBreakerCounts,
     CircuitBreakerError,
     CircuitBreakerManager,
     CircuitState,
@@ -1349,6 +1350,20 @@ def test_disabled_counts_nothing_and_metrics_only_refuses_nothing() -> None:
     assert (guard.state, guard.metrics.failed_calls) == (CircuitState.METRICS_ONLY, 1)
     guard.enable()
     assert guard.state is CircuitState.CLOSED
+
+
+def test_no_reset_sets_back_what_metrics_show() -> None:
+    guard = breaker(failure_threshold=2)
+    guard.call(int)
+    for _ in range(2):
+        with pytest.raises(ValueError):
+            guard.call(int, "no number")
+    with pytest.raises(CircuitBreakerError):
+        guard.call(int)
+    counted = CircuitBreakerCounts(calls=3, failures=2, rejections=1, openings=1)
+    assert guard.counts == counted
+    guard.reset()
+    assert (guard.metrics.total_calls, guard.counts) == (0, counted)
 
 
 def test_reconfigure_changes_the_settings_and_keeps_the_counts() -> None:

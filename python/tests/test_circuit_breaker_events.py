@@ -115,6 +115,32 @@ def test_one_subscription_hears_of_all_breakers_of_a_manager() -> None:
     assert (heard[-1].breaker, heard[-1].new_state) == ("host/b", OPEN)
 
 
+def test_who_wants_transitions_only_hears_of_no_call_and_which_breaker_each_is_of() -> None:
+    manager = CircuitBreakerManager()
+    hosts = manager.keyed("host", CircuitBreakerConfig(failure_threshold=1))
+    guard, heard = CircuitBreaker(name="api"), []
+    manager.subscribe_transitions(heard.append)
+    guard.subscribe_transitions(heard.append)
+    for each in (manager.get_or_create("db"), hosts["a"], guard):
+        each.call(int)
+        each.force_open()
+        with suppress(CircuitBreakerError):
+            each.call(int)
+    until_sync(lambda: len(heard) == 3)
+    assert {(event.breaker, event.kind) for event in heard} == {
+        ("db", "transition"),
+        ("host/a", "transition"),
+        ("api", "transition"),
+    }
+    for source in (manager, guard):
+        source.unsubscribe(heard.append)
+    guard.reset()
+    manager.subscribe(heard.append)
+    hosts["b"].call(int)
+    until_sync(lambda: len(heard) == 4)
+    assert heard[-1].breaker == "host/b"
+
+
 async def test_one_that_hangs_loses_the_oldest_and_is_told_how_many() -> None:
     guard = CircuitBreaker(name="api")
     release, slow, quick, awaited = threading.Event(), [], [], []

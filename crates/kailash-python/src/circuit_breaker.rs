@@ -29,7 +29,7 @@ use crate::histogram::HistogramSnapshot;
 use crate::runtime::{self, ManualClock};
 use config::{config_to_dict, read_config};
 use judge::Judge;
-use keyed::read_keyed_config;
+use keyed::{counts, read_keyed_config};
 use preset::{raise_preset, read_overrides};
 use ready::Until;
 
@@ -98,6 +98,11 @@ impl CircuitBreakerManager {
     /// As `CircuitBreaker.subscribe`, to all breakers, those of keys too.
     fn subscribe(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
         event::subscribe(self.0.subscribe(), callback)
+    }
+
+    /// As `subscribe`, to transitions only.
+    fn subscribe_transitions(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
+        event::subscribe(self.0.subscribe_transitions(), callback)
     }
 
     fn record_durations(&self) {
@@ -297,6 +302,11 @@ impl CircuitBreaker {
         Ok(dict)
     }
 
+    /// What it has counted since it was made, by name.
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        counts(py, &self.breaker.counts())
+    }
+
     /// How long calls took since the last reset; None unless its manager records them.
     fn durations(&self) -> Option<HistogramSnapshot> {
         self.breaker.durations().map(HistogramSnapshot)
@@ -357,6 +367,11 @@ impl CircuitBreaker {
     /// what this answers is kept. There is more once `done` was called.
     fn subscribe(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
         event::subscribe(self.breaker.subscribe(), callback)
+    }
+
+    /// As `subscribe`, to transitions only.
+    fn subscribe_transitions(&self, callback: Py<PyAny>) -> PyResult<CircuitBreakerSubscription> {
+        event::subscribe(self.breaker.subscribe_transitions(), callback)
     }
 
     /// A wait on this loop until the breaker may admit a call, for so many seconds at most; None

@@ -137,7 +137,7 @@ impl KeyedCircuitBreakers {
     }
 }
 
-fn counts<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {
+pub(super) fn counts<'py>(py: Python<'py>, counts: &Counts) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("calls", counts.calls)?;
     dict.set_item("failures", counts.failures)?;

@@ -2,13 +2,13 @@
 
 from kailash.core.resilience.circuit_breaker.breaker import (
     CircuitBreaker,
+    CircuitBreakerCounts,
     CircuitBreakerMetrics,
     ConnectionCircuitBreaker,
 )
 from kailash.core.resilience.circuit_breaker.config import CircuitBreakerConfig
 from kailash.core.resilience.circuit_breaker.event import CircuitBreakerEvent
 from kailash.core.resilience.circuit_breaker.keyed import (
-    CircuitBreakerCounts,
     KeyCounts,
     KeyedCircuitBreakers,
     KeyedConfig,

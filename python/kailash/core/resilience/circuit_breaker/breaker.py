@@ -24,6 +24,7 @@ from kailash.core.resilience.rejection import RejectionError
 
 __all__ = [
     "CircuitBreaker",
+    "CircuitBreakerCounts",
     "CircuitBreakerMetrics",
     "ConnectionCircuitBreaker",
     "Listener",
@@ -57,6 +58,17 @@ class CircuitBreakerMetrics:
     def get_slow_call_rate(self) -> float:
         """The share of slow calls in the window."""
         return self.slow_call_rate
+
+
+@dataclass(frozen=True)
+class CircuitBreakerCounts:
+    """What breakers have counted since they were made. No reset sets it back: this is for metrics."""
+
+    calls: int = 0
+    failures: int = 0
+    slow_calls: int = 0
+    rejections: int = 0
+    openings: int = 0
 
 
 _METRICS = tuple(each.name for each in fields(CircuitBreakerMetrics))
@@ -147,6 +159,11 @@ class CircuitBreaker:
         return CircuitBreakerMetrics(**{name: counted[name] for name in _METRICS})
 
     @property
+    def counts(self) -> CircuitBreakerCounts:
+        """What it has counted since it was made. No reset sets it back: this is for metrics."""
+        return CircuitBreakerCounts(**self._native.counts())
+
+    @property
     def success_count(self) -> int:
         """How many calls succeeded."""
         return self.metrics.successful_calls
@@ -173,7 +190,7 @@ class CircuitBreaker:
     def get_status(self) -> dict[str, Any]:
         """Everything about the breaker now, ready for JSON.
 
-        `cause` is why it opened last, `openings` how often it did, `would_open` why it would have
+        `cause` is why it is open or half-open, `openings` how often it opened, `would_open` why it would have
         opened in METRICS_ONLY, and `ramp_share` which share of the calls passes during a ramp.
         `durations` has count, sum, mean, p50, p90, p99 and cumulative buckets, each an upper bound and
         how many calls took no longer, or is None: see the property.
@@ -249,14 +266,18 @@ class CircuitBreaker:
         one that falls more than about a thousand events behind loses the oldest, and is told how
         many. It is told as long as somebody keeps the breaker.
         """
-        subscribers = self._subscribers
-        if subscribers is None:
-            subscribers = self.__dict__.setdefault("_subscribers", Subscribers())
-        subscribers.add(self._native, listener)
+        self._subscribers_to_be().add(self._native, listener)
+
+    def subscribe_transitions(self, listener: EventListener) -> None:
+        """As `subscribe`, to transitions only: calls cost nothing then."""
+        self._subscribers_to_be().add_of_transitions(self._native, listener)
+
+    def _subscribers_to_be(self) -> Subscribers:
         _every.add(self)
+        return self._subscribers or self.__dict__.setdefault("_subscribers", Subscribers())
 
     def unsubscribe(self, listener: EventListener) -> None:
-        """Ends what `subscribe` began; unknown listeners are ignored."""
+        """Ends what `subscribe` or `subscribe_transitions` began; unknown listeners are ignored."""
         if self._subscribers is not None:
             self._subscribers.remove(listener)
 

@@ -45,13 +45,18 @@ _Source = _native.CircuitBreaker | _native.CircuitBreakerManager
 
 
 class Subscribers:
-    """Who is told of all that happens, each by a subscription of its own, so that none harms others."""
+    """Who is told of what happens, each by a subscription of its own, so that none harms others."""
 
     def __init__(self) -> None:
         self._known: list[_Subscriber] = []
 
     def add(self, source: _Source, listener: EventListener) -> None:
-        subscriber = _Subscriber(listener)
+        self._add(source, _Subscriber(listener))
+
+    def add_of_transitions(self, source: _Source, listener: EventListener) -> None:
+        self._add(source, _SubscriberOfTransitions(listener))
+
+    def _add(self, source: _Source, subscriber: _Subscriber) -> None:
         subscriber.begin(source)
         self._known.append(subscriber)
 
@@ -94,6 +99,11 @@ class _Subscriber:
                 if state in event:
                     event[state] = STATES[event[state]]
             yield CircuitBreakerEvent(**event)
+
+
+class _SubscriberOfTransitions(_Subscriber):
+    def begin(self, source: _Source) -> None:
+        self._subscription = source.subscribe_transitions(_batch_teller(self))
 
 
 def _batch_teller(

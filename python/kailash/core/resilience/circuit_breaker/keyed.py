@@ -9,7 +9,11 @@ from weakref import WeakSet
 from kailash import _native
 from kailash._callbacks import Done
 from kailash._process import in_forked_child
-from kailash.core.resilience.circuit_breaker.breaker import CircuitBreaker, judge_by
+from kailash.core.resilience.circuit_breaker.breaker import (
+    CircuitBreaker,
+    CircuitBreakerCounts,
+    judge_by,
+)
 from kailash.core.resilience.circuit_breaker.config import JUDGES, CircuitBreakerConfig, checked
 from kailash.core.resilience.circuit_breaker.state import STATES, CircuitState
 from kailash.core.resilience.config import ConfigError, ConfigTypeError
@@ -17,7 +21,6 @@ from kailash.core.resilience.histogram import HistogramSnapshot
 
 __all__ = [
     "KEYED_FIELDS",
-    "CircuitBreakerCounts",
     "KeyCounts",
     "KeyedCircuitBreakers",
     "KeyedConfig",
@@ -25,17 +28,6 @@ __all__ = [
     "KeyedSnapshot",
     "said_of",
 ]
-
-
-@dataclass(frozen=True)
-class CircuitBreakerCounts:
-    """What breakers have counted since they were made. No reset sets it back: this is for metrics."""
-
-    calls: int = 0
-    failures: int = 0
-    slow_calls: int = 0
-    rejections: int = 0
-    openings: int = 0
 
 
 @dataclass(frozen=True)

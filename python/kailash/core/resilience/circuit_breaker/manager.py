@@ -245,8 +245,12 @@ class CircuitBreakerManager:
         """
         self._subscribers.add(self._native, listener)
 
+    def subscribe_transitions(self, listener: EventListener) -> None:
+        """As `subscribe`, to transitions only: calls cost nothing then."""
+        self._subscribers.add_of_transitions(self._native, listener)
+
     def unsubscribe(self, listener: EventListener) -> None:
-        """Ends what `subscribe` began; unknown listeners are ignored."""
+        """Ends what `subscribe` or `subscribe_transitions` began; unknown listeners are ignored."""
         self._subscribers.remove(listener)
 
     def record_durations(self) -> None:
