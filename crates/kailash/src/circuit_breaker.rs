@@ -25,6 +25,10 @@
 //! debugging, with `breaker`, `state`, `cause` and `retry_after`. A call that passes says nothing, and
 //! is in no span of the breaker's own: that would cost as much as the breaker itself though nobody
 //! listens. Whoever wants one instruments the call.
+//!
+//! For metrics there are [`CircuitBreaker::counts`] and [`CircuitBreaker::all_durations`], which never
+//! fall, and [`Keyed::series`], which are few however many keys there are; the example
+//! `circuit_breaker_metrics` writes them as Prometheus reads them.
 
 #[cfg(feature = "tower")]
 mod admission;

@@ -9,6 +9,10 @@ use kailash::clock::{Clock, ManualClock};
 #[expect(dead_code, reason = "its main waits on a real clock")]
 mod axum_circuit_breaker;
 
+#[path = "../examples/circuit_breaker_metrics.rs"]
+#[expect(dead_code, reason = "its main waits on a real clock")]
+mod circuit_breaker_metrics;
+
 #[path = "../examples/reqwest_circuit_breaker.rs"]
 #[expect(dead_code, reason = "its main waits on a real clock")]
 mod reqwest_circuit_breaker;
@@ -67,4 +71,36 @@ call 8: 200 OK (breaker closed)
 8 calls, 7 requests reached the server
 ",
     );
+}
+
+#[test]
+fn metrics_have_series_for_each_breaker_by_name_and_few_for_all_keys_of_a_group() {
+    let (clock, hand) = Clock::manual();
+    let mut printed = Vec::new();
+    circuit_breaker_metrics::show(clock, |time| hand.advance(time), &mut printed).unwrap();
+    let printed = String::from_utf8(printed).unwrap();
+    let of = |name: &str| -> Vec<&str> {
+        let lines = printed.lines();
+        lines.filter(|line| line.starts_with(name)).collect()
+    };
+    assert_eq!(
+        of("circuit_breaker_calls_total"),
+        [
+            "circuit_breaker_calls_total{breaker=\"database\"} 3",
+            "circuit_breaker_calls_total{group=\"host\",breaker=\"host/10.0.0.7\"} 0",
+            "circuit_breaker_calls_total{group=\"host\"} 10",
+        ]
+    );
+    assert_eq!(of("circuit_breaker_state").len(), 10);
+    let open = "circuit_breaker_state{group=\"host\",breaker=\"host/10.0.0.7\",state=\"open\"} 1";
+    assert!(of("circuit_breaker_state").contains(&open));
+    let buckets = of("circuit_breaker_call_duration_seconds_bucket{breaker=\"database\"");
+    assert_eq!(buckets.len(), 32);
+    for (bound, count) in [("0.002097152", 0), ("0.004194304", 1), ("0.008388608", 2)] {
+        let end = format!("le=\"{bound}\"}} {count}");
+        assert!(buckets.iter().any(|line| line.ends_with(&end)), "{end}");
+    }
+    assert!(buckets[31].ends_with("le=\"+Inf\"} 3"));
+    let sum = "circuit_breaker_call_duration_seconds_sum{breaker=\"database\"} 0.048";
+    assert!(of("circuit_breaker_call_duration_seconds_sum").contains(&sum));
 }
