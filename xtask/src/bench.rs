@@ -112,5 +112,7 @@ fn machine(python: Option<&str>) -> Result<String, Box<dyn Error>> {
         .current_dir(root())
         .output()?;
     let (rustc, python) = (rustc.trim(), python.unwrap_or("no Python"));
-    Ok(format!("{model}, {cores} cores; {rustc}, fat LTO; {python}"))
+    Ok(format!(
+        "{model}, {cores} cores; {rustc}, fat LTO; {python}"
+    ))
 }

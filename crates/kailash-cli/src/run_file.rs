@@ -8,6 +8,7 @@ mod reader;
 mod schema;
 mod settings;
 mod source;
+mod word;
 
 use std::fmt;
 use std::io;

@@ -16,7 +16,7 @@ use kailash_workflow::{PlanError, Registry, Value};
 use super::document::Document;
 use super::plan::{self, Wrong};
 use super::schema::{self, CheckType, Connection};
-use super::settings::{breaker, column_type, count, partition, partition_type};
+use super::settings::{breaker, column_type, count, partition};
 use super::{
     Check, Database, Fault, Input, LoadError, Node, Outbox, RunFile, Sandbox, Schedule, problem,
 };
@@ -185,7 +185,7 @@ impl<'t> Reader<'t> {
             let base = match (settings.partition_type, known) {
                 (None, Ok(known)) => known,
                 (None, Err(_)) => PartitionConfig::new(&name, PartitionType::Custom),
-                (Some(chosen), _) => PartitionConfig::new(&name, partition_type(chosen)),
+                (Some(chosen), _) => PartitionConfig::new(&name, chosen.0),
             };
             let config = partition(settings, base);
             match config.validate() {

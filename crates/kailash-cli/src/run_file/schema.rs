@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use kailash::bulkhead::{PartitionType, QueueOrder};
+use kailash::circuit_breaker::{State, WindowKind};
 use serde::Deserialize;
 
 use super::duration::{ShareOrOff, Span, SpanOrOff};
+use super::word::Word;
 
 /// The sections a run file may have, and `ceiling`, which is a number.
 pub(crate) const SECTIONS: [&str; 10] = [
@@ -72,7 +75,7 @@ pub(crate) struct Breaker {
     pub(crate) max_recovery_timeout: Option<Span>,
     pub(crate) half_open_requests: Option<i64>,
     pub(crate) error_rate_threshold: Option<ShareOrOff>,
-    pub(crate) window: Option<WindowKind>,
+    pub(crate) window: Option<Word<WindowKind>>,
     pub(crate) window_size: Option<i64>,
     pub(crate) window_duration: Option<Span>,
     pub(crate) min_calls_before_evaluation: Option<i64>,
@@ -85,33 +88,14 @@ pub(crate) struct Breaker {
     pub(crate) max_jitter_percentage: Option<f64>,
     pub(crate) cancelled_counts_after: Option<SpanOrOff>,
     pub(crate) ramp_enabled: Option<bool>,
-    pub(crate) initial_state: Option<State>,
-}
-
-/// What a breaker's rates look at.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum WindowKind {
-    Count,
-    Time,
-}
-
-/// The state that a breaker starts in.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum State {
-    Closed,
-    Open,
-    HalfOpen,
-    Disabled,
-    MetricsOnly,
+    pub(crate) initial_state: Option<Word<State>>,
 }
 
 /// `[partitions.NAME]`: what is not said keeps the default of the type.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Partition {
-    pub(crate) partition_type: Option<PartitionType>,
+    pub(crate) partition_type: Option<Word<PartitionType>>,
     pub(crate) max_concurrent_operations: Option<i64>,
     pub(crate) max_threads: Option<i64>,
     pub(crate) max_connections: Option<i64>,
@@ -119,29 +103,8 @@ pub(crate) struct Partition {
     pub(crate) priority: Option<i64>,
     pub(crate) queue_size: Option<i64>,
     pub(crate) evict_lower_priority: Option<bool>,
-    pub(crate) queue_order: Option<QueueOrder>,
+    pub(crate) queue_order: Option<Word<QueueOrder>>,
     pub(crate) reject_hopeless: Option<bool>,
-}
-
-/// In which order calls of one priority leave a partition's queue.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum QueueOrder {
-    Fifo,
-    AdaptiveLifo,
-}
-
-/// What a partition does, which chooses its defaults.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum PartitionType {
-    CpuBound,
-    IoBound,
-    Critical,
-    Background,
-    Custom,
-    Database,
-    Api,
 }
 
 /// `[[checks]]`: a dependency that is looked at while the run lasts.

@@ -1,7 +1,7 @@
 //! Settings of the library from those of a run file: what is not said keeps its default.
 
-use kailash::bulkhead::{PartitionConfig, PartitionType, QueueOrder};
-use kailash::circuit_breaker::{self, State, WindowKind};
+use kailash::bulkhead::PartitionConfig;
+use kailash::circuit_breaker;
 use kailash_workflow::rows::ColumnType;
 
 use super::duration::{ShareOrOff, Span, SpanOrOff};
@@ -20,7 +20,7 @@ pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Overrides {
         max_recovery_timeout: span(settings.max_recovery_timeout),
         half_open_requests: whole(settings.half_open_requests),
         error_rate_threshold: share(settings.error_rate_threshold),
-        window: settings.window.map(window_kind),
+        window: settings.window.map(|word| word.0),
         window_size: whole(settings.window_size),
         window_duration: span(settings.window_duration),
         min_calls_before_evaluation: whole(settings.min_calls_before_evaluation),
@@ -33,25 +33,7 @@ pub(super) fn breaker(settings: schema::Breaker) -> circuit_breaker::Overrides {
         max_jitter_percentage: settings.max_jitter_percentage,
         cancelled_counts_after: or_off(settings.cancelled_counts_after),
         ramp_enabled: settings.ramp_enabled,
-        initial_state: settings.initial_state.map(state),
-    }
-}
-
-fn window_kind(chosen: schema::WindowKind) -> WindowKind {
-    match chosen {
-        schema::WindowKind::Count => WindowKind::Count,
-        schema::WindowKind::Time => WindowKind::Time,
-    }
-}
-
-fn state(chosen: schema::State) -> State {
-    use schema::State as Chosen;
-    match chosen {
-        Chosen::Closed => State::Closed,
-        Chosen::Open => State::Open,
-        Chosen::HalfOpen => State::HalfOpen,
-        Chosen::Disabled => State::Disabled,
-        Chosen::MetricsOnly => State::MetricsOnly,
+        initial_state: settings.initial_state.map(|word| word.0),
     }
 }
 
@@ -80,30 +62,9 @@ pub(super) fn partition(settings: schema::Partition, base: PartitionConfig) -> P
         evict_lower_priority: settings
             .evict_lower_priority
             .unwrap_or(base.evict_lower_priority),
-        queue_order: settings.queue_order.map_or(base.queue_order, queue_order),
+        queue_order: settings.queue_order.map_or(base.queue_order, |word| word.0),
         reject_hopeless: settings.reject_hopeless.unwrap_or(base.reject_hopeless),
         ..base
-    }
-}
-
-fn queue_order(chosen: schema::QueueOrder) -> QueueOrder {
-    use schema::QueueOrder as Chosen;
-    match chosen {
-        Chosen::Fifo => QueueOrder::Fifo,
-        Chosen::AdaptiveLifo => QueueOrder::AdaptiveLifo,
-    }
-}
-
-pub(super) fn partition_type(chosen: schema::PartitionType) -> PartitionType {
-    use schema::PartitionType as Chosen;
-    match chosen {
-        Chosen::CpuBound => PartitionType::CpuBound,
-        Chosen::IoBound => PartitionType::IoBound,
-        Chosen::Critical => PartitionType::Critical,
-        Chosen::Background => PartitionType::Background,
-        Chosen::Custom => PartitionType::Custom,
-        Chosen::Database => PartitionType::Database,
-        Chosen::Api => PartitionType::Api,
     }
 }
 
