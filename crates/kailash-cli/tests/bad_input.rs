@@ -474,6 +474,17 @@ fn every_section_is_checked_before_anything_runs() {
             "allowed: text, int,",
         ],
     );
+    for (from, key) in [
+        ("kind = \"errors\"", "sandbox.faults.0.kind"),
+        ("partition_type = \"api\"", "partitions.api.partition_type"),
+    ] {
+        let (name, _) = from.split_once(" = ").unwrap();
+        let words = [
+            &*format!("{key} = 5 is not allowed"),
+            "allowed: a text in quotes",
+        ];
+        refused_with(from, &format!("{name} = 5"), &words);
+    }
     refused_with(
         "partition_type = \"api\"",
         "partition_type = \"api\"\npriority = 11",

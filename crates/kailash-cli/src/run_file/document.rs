@@ -192,7 +192,11 @@ impl<'t> Document<'t> {
             .collect();
         let key = self.display(&full);
         let message = error.message();
-        let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+        let (what, expected) = match message {
+            // How the parser says it where a word of an enum is no text.
+            "wanted string or table" => (message, "a string"),
+            _ => message.split_once(", expected ").unwrap_or((message, "")),
+        };
         let named = quoted(what).next();
         if let (Some(given), true) = (named, what.starts_with("unknown field")) {
             let table = full.strip_suffix(&[given]).unwrap_or(&full);
