@@ -50,9 +50,6 @@ def is_empty(it: BulkheadPartition) -> bool:
     return metrics.active_operations == 0 and metrics.queued_operations == 0
 
 
-# ------------------------------------------------------------------ configuration
-
-
 def test_a_type_chooses_the_defaults() -> None:
     database = PartitionConfig("d", PartitionType.DATABASE)
     assert (database.max_concurrent_operations, database.timeout, database.queue_size) == (20, 30, 100)
@@ -116,9 +113,6 @@ async def test_an_unknown_partition_is_a_value_error_that_lists_the_names() -> N
         await execute_with_bulkhead("datbase", lambda: 1)
     with pytest.raises(ValueError, match="exists already"):
         get_bulkhead_manager().create_partition(PartitionConfig("api", PartitionType.API))
-
-
-# ------------------------------------------------------------------ running
 
 
 async def test_async_functions_are_awaited_and_sync_ones_run_in_own_threads() -> None:
@@ -327,9 +321,6 @@ async def test_the_urgent_start_first_then_first_come_first_served() -> None:
     for wrong, kind in ((0, ValueError), (11, ValueError), ("1", TypeError), (True, TypeError)):
         with pytest.raises(kind):
             await it.execute(work, "x", priority=wrong)  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------ timeouts and cancelling
 
 
 async def test_a_timeout_in_the_queue_never_starts_the_call() -> None:
@@ -627,9 +618,6 @@ async def test_a_loop_that_ends_leaves_no_waiter_behind() -> None:
     await until(lambda: is_empty(it))
 
 
-# ------------------------------------------------------------------ holding a slot
-
-
 def test_acquire_never_waits_and_release_is_counted() -> None:
     it = partition(2)
     with pytest.raises(RuntimeError):
@@ -682,9 +670,6 @@ async def test_a_block_left_in_another_context_gives_its_slot_back() -> None:
     del generator
     gc.collect()
     await until(lambda: is_empty(it))
-
-
-# ------------------------------------------------------------------ decorating
 
 
 async def test_a_decorated_function_stays_what_it_was() -> None:
@@ -963,9 +948,6 @@ async def test_a_refusal_tells_of_its_own_moment_and_can_be_pickled() -> None:
     await waiting
 
 
-# ------------------------------------------------------------------ telling
-
-
 async def test_listeners_are_told_what_happens() -> None:
     it, heard = partition(1, queue_size=1), []
     broken: list[PartitionEvent] = []
@@ -1041,9 +1023,6 @@ async def test_the_status_tells_how_long_calls_waited_and_ran() -> None:
     assert status["config"]["reject_hopeless"] is False
 
 
-# ------------------------------------------------------------------ under one ceiling
-
-
 async def test_partitions_under_a_ceiling_share_it_by_priority() -> None:
     manager = get_bulkhead_manager().under_ceiling(2)
     assert get_bulkhead_manager().ceiling is None
@@ -1076,9 +1055,6 @@ async def test_partitions_under_a_ceiling_share_it_by_priority() -> None:
             manager.under_ceiling(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError):
         get_bulkhead_manager().set_ceiling(5)
-
-
-# ------------------------------------------------------------------ changing and ending
 
 
 async def test_a_new_configuration_is_live_and_keeps_calls_and_queue() -> None:
@@ -1190,9 +1166,6 @@ async def test_a_partitions_own_breaker_is_a_named_one_and_off_by_default() -> N
     with pytest.raises(BulkheadFullError):
         await guarded.execute(fail, timeout=0)
     assert guard.metrics.total_calls == 0
-
-
-# ------------------------------------------------------------------ many
 
 
 async def test_a_burst_is_refused_at_once_and_leaves_nothing_behind() -> None:

@@ -60,9 +60,6 @@ def counted(guard: CircuitBreaker) -> tuple[int, int]:
 _module_breaker = breaker()
 
 
-# ------------------------------------------------------------------ configuration
-
-
 def test_the_defaults_are_those_that_users_know() -> None:
     config = CircuitBreakerConfig()
     assert (config.failure_threshold, config.success_threshold) == (5, 3)
@@ -144,9 +141,6 @@ def test_none_switches_rates_and_slow_calls_off() -> None:
         guard.record_failure()
         guard.record_success()
     assert guard.state is CircuitState.CLOSED
-
-
-# ------------------------------------------------------------------ decorating
 
 
 def test_every_kind_of_function_keeps_its_kind_and_its_name() -> None:
@@ -763,9 +757,6 @@ async def test_call_runs_a_function_once() -> None:
     assert guard.success_count == 2
 
 
-# ------------------------------------------------------------------ generators
-
-
 def test_a_generator_is_admitted_at_its_first_next() -> None:
     guard = breaker(failure_threshold=1)
 
@@ -857,9 +848,6 @@ async def test_an_async_generator_is_guarded_alike() -> None:
     assert guard.state is CircuitState.OPEN
     with pytest.raises(CircuitBreakerError):
         [n async for n in rows(False)]
-
-
-# ------------------------------------------------------------------ blocks
 
 
 async def test_blocks_are_guarded() -> None:
@@ -965,9 +953,6 @@ def test_a_probe_that_ends_in_another_context_keeps_its_slot_until_then() -> Non
         guard.call(int)
     apart(guard.__exit__, None, None, None)
     assert guard.state is CircuitState.CLOSED
-
-
-# ------------------------------------------------------------------ what counts
 
 
 async def test_excluded_exceptions_are_neutral() -> None:
@@ -1273,9 +1258,6 @@ async def test_rejections_of_inner_layers_are_neutral() -> None:
     assert outer.metrics.total_calls == 0
 
 
-# ------------------------------------------------------------------ half-open
-
-
 async def test_cancelled_probes_give_their_slots_back_and_decide_nothing() -> None:
     guard = breaker(
         failure_threshold=1, recovery_timeout=0.01, half_open_requests=2, success_threshold=3
@@ -1316,9 +1298,6 @@ async def test_a_failed_probe_opens_it_again_for_longer() -> None:
     transitions = guard.get_status()["state_transitions"]
     assert [step["to"] for step in transitions] == ["open", "half_open", "open"]
     assert transitions[-1]["reason"] == "probe_failed"
-
-
-# ------------------------------------------------------------------ steering
 
 
 async def test_orders_are_sync_and_awaitable() -> None:
@@ -1500,9 +1479,6 @@ async def test_listeners_hear_each_transition_and_can_harm_no_call() -> None:
     assert len(awaited) == 5, "each transition is told once"
 
 
-# ------------------------------------------------------------------ registry
-
-
 def test_the_same_name_is_the_same_breaker() -> None:
     name = next(_names)
     first = get_circuit_breaker(name, failure_threshold=7)
@@ -1567,9 +1543,6 @@ async def test_a_manager_has_the_methods_that_users_know() -> None:
     assert manager.get_or_create("newest").config.failure_threshold == 9
 
 
-# ------------------------------------------------------------------ threads and loops
-
-
 def test_any_number_of_threads_and_loops_share_a_breaker() -> None:
     guard = breaker(failure_threshold=1_000_000, error_rate_threshold=None)
 
@@ -1618,9 +1591,6 @@ async def test_threads_that_call_at_once_share_the_slots_of_a_half_open_breaker(
     for thread in threads:
         thread.join()
     assert ends[17:] == ["passed"] * 3 and guard.state is CircuitState.CLOSED
-
-
-# ------------------------------------------------------------------ waits that the dependency asks for
 
 
 class Throttled(Exception):
@@ -1683,9 +1653,6 @@ async def test_a_wait_that_is_none_counts_as_a_failure_and_says_what_is_wrong(wr
     with pytest.raises((ValueError, TypeError), match="retry_after"):
         fails()
     assert counted(guard) == (0, 1)
-
-
-# ------------------------------------------------------------------ windows, ramps, states to start in
 
 
 @pytest.mark.parametrize(

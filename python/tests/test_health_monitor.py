@@ -63,9 +63,6 @@ async def answered(monitor: HealthMonitor, answer: Any) -> HealthCheckResult:
     return await monitor.get_health_status("it")
 
 
-# ------------------------------------------------------------------ configuration
-
-
 @pytest.mark.parametrize(
     ("make", "field", "kind"),
     [
@@ -106,9 +103,6 @@ def test_no_password_is_in_the_error_of_a_wrong_url() -> None:
     with pytest.raises(ValueError) as caught:
         RedisHealthCheck("r", {"url": "http://user:hunter2@cache"})
     assert "hunter2" not in str(caught.value)
-
-
-# ------------------------------------------------------------------ real servers
 
 
 async def test_the_checks_of_servers_find_real_ones_healthy(
@@ -160,9 +154,6 @@ async def test_a_built_in_check_can_be_run_by_itself(http_url: str) -> None:
     check = HTTPHealthCheck("api", http_url, critical=False)
     result: Any = await check.check_health()
     assert (result.status, result.service_name, result.critical) == (HEALTHY, "api", False)
-
-
-# ------------------------------------------------------------------ checks in Python
 
 
 async def test_a_check_may_answer_in_each_of_the_ways(monitor: HealthMonitor) -> None:
@@ -284,9 +275,6 @@ async def test_a_check_can_run_on_the_loop_of_its_caller(monitor: HealthMonitor)
     assert (await monitor.get_health_status("mine")).is_healthy
 
 
-# ------------------------------------------------------------------ reading
-
-
 async def test_a_fresh_result_is_read_without_a_run(monitor: HealthMonitor) -> None:
     check = Answering(True)
     monitor.register_check("it", check)
@@ -341,9 +329,6 @@ def test_any_loop_in_any_thread_reads_the_same_monitor(monitor: HealthMonitor) -
     for thread in threads:
         thread.join()
     assert found == [HEALTHY] * 8 and check.runs == 1
-
-
-# ------------------------------------------------------------------ monitoring and alerts
 
 
 async def test_an_outage_is_one_alert_raised_once_and_resolved_once() -> None:

@@ -39,9 +39,6 @@ def vectors(feature: str) -> list[Any]:
     return [pytest.param(json.loads(file.read_text()), id=file.stem) for file in files]
 
 
-# ------------------------------------------------------------------ circuit breaker
-
-
 def cases(feature: str) -> list[Any]:
     files = sorted((VECTORS / feature).glob("*.json"))
     every = [case for file in files for case in json.loads(file.read_text())]
@@ -145,9 +142,6 @@ def test_circuit_breaker(case: dict[str, Any]) -> None:
             run.step(word)
         except AssertionError as error:
             raise AssertionError(f"word {place} ({word}): {error}") from None
-
-
-# ------------------------------------------------------------------ a circuit breaker among other layers
 
 
 class Overloaded(Exception):
@@ -356,9 +350,6 @@ async def test_circuit_breaker_layers(case: dict[str, Any]) -> None:
             await check_layers(layers, calls, case["script"])
 
 
-# ------------------------------------------------------------------ bulkhead
-
-
 class Loop:
     """What a partition knows of a loop."""
 
@@ -475,9 +466,6 @@ def test_bulkhead(vector: dict[str, Any]) -> None:
         for count in ("active", "queued"):
             if count in step:
                 assert seen[count] == step[count], about
-
-
-# ------------------------------------------------------------------ health
 
 
 class Told(HealthCheck):

@@ -37,8 +37,6 @@ fn on(base: &str) -> Overrides {
     }
 }
 
-// ------------------------------------------------------------------ presets
-
 #[test]
 fn the_presets_are_those_of_the_python_module() {
     let presets = Presets::new();
@@ -260,8 +258,6 @@ fn a_breaker_made_without_settings_takes_those_defined_for_its_name() {
     assert_eq!(keyed.get("a").config().failure_threshold, 2);
 }
 
-// ------------------------------------------------------------------ all at once
-
 #[test]
 fn all_breakers_are_reset_and_seen_at_once() {
     let manager = Manager::new();
@@ -464,8 +460,6 @@ fn racing_makers_of_one_name_with_different_settings_agree_on_one() {
         assert!(matches!(wrong, Some(CreateError::OtherSettings { .. })));
     }
 }
-
-// ------------------------------------------------------------------ events
 
 fn heard(events: &mut Events) -> Vec<Event> {
     std::iter::from_fn(|| events.try_recv()).collect()
@@ -1068,8 +1062,6 @@ async fn a_subscriber_that_lost_an_opening_still_hears_when_its_wait_is_over() {
     let heard = tokio::time::timeout(Duration::from_secs(600), half_open).await;
     assert_eq!(heard.unwrap(), ("down".into(), State::HalfOpen));
 }
-
-// ------------------------------------------------------------------ the end of a subscription
 
 #[tokio::test(start_paused = true)]
 async fn a_subscription_hears_what_happened_last_and_ends_with_its_breaker() {

@@ -182,8 +182,6 @@ fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
     outcome
 }
 
-// ------------------------------------------------------------------------ the callable
-
 #[repr(C)]
 struct Function {
     head: ffi::PyObject,
@@ -434,8 +432,6 @@ fn function_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     let flags = ffi::Py_TPFLAGS_METHOD_DESCRIPTOR | HAVE_VECTORCALL;
     new_type::<Function>(py, c"kailash._native.GuardedFunction", flags, slots)
 }
-
-// ------------------------------------------------------------------------ the coroutine
 
 /// A call of an async function, which begins when it is first awaited.
 #[repr(C)]
@@ -1017,8 +1013,6 @@ fn coroutine_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     ];
     new_type::<Coroutine>(py, c"kailash._native.GuardedCoroutine", 0, slots)
 }
-
-// ------------------------------------------------------------------------ the types
 
 fn new_type<'py, T>(
     py: Python<'py>,

@@ -301,8 +301,6 @@ class BulkheadPartition:
     def __repr__(self) -> str:
         return f"<BulkheadPartition {self.name!r}>"
 
-    # -------------------------------------------------------------- to see it
-
     @property
     def name(self) -> str:
         """The partition's name."""
@@ -401,8 +399,6 @@ class BulkheadPartition:
                 del self._listeners[index]
                 return
 
-    # -------------------------------------------------------------- to hold a slot
-
     def acquire(self) -> None:
         """Takes a slot until `release()`; never waits. Raises BulkheadFullError if none is free."""
         self._held.append(self._native.acquire())
@@ -465,8 +461,6 @@ class BulkheadPartition:
             rest = (partition, permit, within, rest)
         _blocks.set(rest)
         block[1].done(succeeded)
-
-    # -------------------------------------------------------------- to run in a slot
 
     async def execute(
         self,

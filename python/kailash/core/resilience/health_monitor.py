@@ -193,8 +193,6 @@ class HealthMonitor:
             runner.close()
         return self._inner.unregister(service_name)
 
-    # -------------------------------------------------------------- to read it
-
     async def get_health_status(self, service_name: str) -> HealthCheckResult:
         """The newest result of a check. Raises ValueError if there is none of that name.
 
@@ -233,8 +231,6 @@ class HealthMonitor:
         found = self._inner.totals()
         return {name: HealthMetrics(**totals) for name, totals in found.items()}
 
-    # -------------------------------------------------------------- alerts
-
     async def get_alerts(self, resolved: bool | None = None) -> list[HealthAlert]:
         """The alerts, oldest first: all, only the resolved, or only the unresolved ones."""
         return [_alert(found) for found in self._inner.alerts(resolved)]
@@ -264,8 +260,6 @@ class HealthMonitor:
         alert = _alert(found)
         for _, callback in tuple(self._callbacks):
             callback(alert)
-
-    # -------------------------------------------------------------- to steer it
 
     @property
     def is_monitoring(self) -> bool:

@@ -135,8 +135,6 @@ class CircuitBreaker:
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.name!r} {self.state.value}>"
 
-    # -------------------------------------------------------------- to see it
-
     @property
     def name(self) -> str:
         """The breaker's name."""
@@ -281,8 +279,6 @@ class CircuitBreaker:
         if self._subscribers is not None:
             self._subscribers.remove(listener)
 
-    # -------------------------------------------------------------- to steer it
-
     def record_success(self) -> Done:
         """Counts a call that succeeded elsewhere."""
         self._native.record_success()
@@ -332,8 +328,6 @@ class CircuitBreaker:
         self._configure(config)
         return Done()
 
-    # -------------------------------------------------------------- to wait for it
-
     async def ready(self, timeout: float | None = None) -> None:
         """Waits until the breaker may admit a call, at once while it is closed.
 
@@ -378,8 +372,6 @@ class CircuitBreaker:
 
     def _late(self, what: str, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"circuit breaker {self.name!r}: not {what} within {timeout} s")
-
-    # -------------------------------------------------------------- to call through it
 
     def __call__(self, function: _F, /) -> _F:
         """Guards a function, an async function, a generator, an async generator or a method."""
@@ -490,8 +482,6 @@ class CircuitBreaker:
             raise
         permit.succeed(result)
         return result
-
-    # -------------------------------------------------------------- to guard a block
 
     def __enter__(self) -> CircuitBreaker:
         permit = self._native.acquire()
