@@ -10,6 +10,7 @@ import gc
 import inspect
 import itertools
 import json
+import logging
 import pickle
 import pydoc
 import sys
@@ -1329,6 +1330,28 @@ def test_disabled_counts_nothing_and_metrics_only_refuses_nothing() -> None:
     assert (guard.state, guard.metrics.failed_calls) == (CircuitState.METRICS_ONLY, 1)
     guard.enable()
     assert guard.state is CircuitState.CLOSED
+
+
+def test_why_someone_opens_or_closes_a_breaker_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    guard = CircuitBreaker(name="db")
+    with caplog.at_level(logging.INFO, "kailash"):
+        guard.force_open("moving the database")
+        guard.force_close(reason="it has moved")
+    assert caplog.messages == [
+        "circuit breaker 'db' is forced open: moving the database",
+        "circuit breaker 'db' is closed by force: it has moved",
+    ]
+
+
+def test_every_share_and_count_of_the_window_and_of_all_calls_can_be_asked_for() -> None:
+    guard = breaker(slow_call_threshold=None)
+    for number in ("1", "2", "none"):
+        with suppress(ValueError):
+            guard.call(int, number)
+    assert (guard.success_count, guard.failure_count) == (2, 1)
+    metrics = guard.metrics
+    assert metrics.get_error_rate() == metrics.error_rate == pytest.approx(1 / 3)
+    assert metrics.get_slow_call_rate() == metrics.slow_call_rate == 0
 
 
 def test_no_reset_sets_back_what_metrics_show() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -30,6 +31,8 @@ __all__ = [
     "Listener",
     "judge_by",
 ]
+
+_logger = logging.getLogger("kailash")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -290,14 +293,14 @@ class CircuitBreaker:
         return Done()
 
     def force_open(self, reason: str = "told to") -> Done:
-        """Refuses every call until `force_close()` or `reset()`."""
-        del reason
+        """Refuses every call until `force_close()` or `reset()`; logs the reason."""
+        _logger.info("circuit breaker %r is forced open: %s", self.name, reason)
         self._native.force_open()
         return Done()
 
     def force_close(self, reason: str = "told to") -> Done:
-        """Closes the breaker, which goes on judging calls."""
-        del reason
+        """Closes the breaker, which goes on judging calls; logs the reason."""
+        _logger.info("circuit breaker %r is closed by force: %s", self.name, reason)
         self._native.force_close()
         return Done()
 
