@@ -11,8 +11,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use kailash::sql::{DatabaseUrl, Driver, UrlError};
+use sqlx::{Column as _, Either, Row};
 
 use self::placeholders::{Dialect, PlaceholderError};
 pub use self::pool::{DEFAULT_CONNECTIONS, Pools, Statement};
@@ -228,6 +231,38 @@ impl Rows {
         ])
     }
 }
+
+/// The answer to the last of several statements.
+async fn last_answer<R: Row>(
+    mut answers: BoxStream<'_, Result<Either<AnswerOf<R>, R>, sqlx::Error>>,
+    affected: fn(&AnswerOf<R>) -> u64,
+    read: fn(&R) -> Result<Map, Failure>,
+) -> Result<Rows, Failure> {
+    let mut rows = Rows::default();
+    let mut is_new = true;
+    while let Some(item) = answers.try_next().await? {
+        match item {
+            Either::Left(done) => {
+                if is_new {
+                    rows = Rows::default();
+                    rows.affected(affected(&done));
+                }
+                is_new = true;
+            }
+            Either::Right(row) => {
+                if is_new {
+                    rows = Rows::new(row.columns().iter().map(|c| c.name().to_owned()).collect());
+                    is_new = false;
+                }
+                rows.push(read(&row)?);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// What a database says of a statement that has ended.
+type AnswerOf<R> = <<R as Row>::Database as sqlx::Database>::QueryResult;
 
 /// Why a driver has no answer.
 #[derive(Debug)]

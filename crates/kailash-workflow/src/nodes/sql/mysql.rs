@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use futures_util::TryStreamExt as _;
-use sqlx::mysql::{MySqlArguments, MySqlColumn, MySqlConnection, MySqlRow};
+use sqlx::mysql::{MySqlArguments, MySqlColumn, MySqlConnection, MySqlQueryResult, MySqlRow};
 use sqlx::types::BigDecimal;
 use sqlx::{
     Arguments as _, AssertSqlSafe, Column as _, Decode, Either, Executor as _, MySql, Row as _,
@@ -10,7 +10,7 @@ use sqlx::{
 };
 
 use super::placeholders::{self, Dialect};
-use super::{Failure, Rows, Unreadable};
+use super::{Failure, Rows, Unreadable, last_answer};
 use crate::value::{Map, Value};
 
 /// "This command is not supported in the prepared statement protocol yet".
@@ -74,28 +74,8 @@ fn is_not_preparable(error: &sqlx::Error) -> bool {
 
 /// Statements in the text protocol; the last one's rows.
 async fn unprepared(connection: &mut MySqlConnection, sql: &str) -> Result<Rows, Failure> {
-    let mut rows = Rows::default();
-    let mut is_new = true;
-    let mut stream = (&mut *connection).fetch_many(sqlx::raw_sql(AssertSqlSafe(sql)));
-    while let Some(item) = stream.try_next().await? {
-        match item {
-            Either::Left(done) => {
-                if is_new {
-                    rows = Rows::default();
-                    rows.affected(done.rows_affected());
-                }
-                is_new = true;
-            }
-            Either::Right(row) => {
-                if is_new {
-                    rows = Rows::new(row.columns().iter().map(|c| c.name().to_owned()).collect());
-                    is_new = false;
-                }
-                rows.push(read(&row)?);
-            }
-        }
-    }
-    Ok(rows)
+    let answers = connection.fetch_many(sqlx::raw_sql(AssertSqlSafe(sql)));
+    last_answer(answers, MySqlQueryResult::rows_affected, read).await
 }
 
 fn add(arguments: &mut MySqlArguments, value: &Value) -> Result<(), sqlx::error::BoxDynError> {

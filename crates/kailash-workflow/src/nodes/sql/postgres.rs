@@ -12,8 +12,8 @@ use futures_util::TryStreamExt as _;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{
-    PgArgumentBuffer, PgArguments, PgConnection, PgRow, PgStatement, PgTypeInfo, PgTypeKind,
-    PgValueFormat, Postgres,
+    PgArgumentBuffer, PgArguments, PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo,
+    PgTypeKind, PgValueFormat, Postgres,
 };
 use sqlx::{
     Arguments as _, AssertSqlSafe, Column as _, Either, Encode, Executor as _, Row as _,
@@ -22,7 +22,7 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::placeholders::{self, Bound, Dialect};
-use super::{Failure, Rows, Unreadable};
+use super::{Failure, Rows, Unreadable, last_answer};
 use crate::value::{Map, Value};
 
 /// SQLSTATE of a parameter whose type cannot be inferred.
@@ -68,28 +68,8 @@ pub(super) async fn execute(
 
 /// Several statements at once, which only the simple protocol takes; the last one's rows.
 async fn script(connection: &mut PgConnection, sql: &str) -> Result<Rows, Failure> {
-    let mut rows = Rows::default();
-    let mut is_new = true;
-    let mut stream = (&mut *connection).fetch_many(sqlx::raw_sql(AssertSqlSafe(sql)));
-    while let Some(item) = stream.try_next().await? {
-        match item {
-            Either::Left(done) => {
-                if is_new {
-                    rows = Rows::default();
-                    rows.affected(done.rows_affected());
-                }
-                is_new = true;
-            }
-            Either::Right(row) => {
-                if is_new {
-                    rows = Rows::new(row.columns().iter().map(|c| c.name().to_owned()).collect());
-                    is_new = false;
-                }
-                rows.push(read(&row)?);
-            }
-        }
-    }
-    Ok(rows)
+    let answers = connection.fetch_many(sqlx::raw_sql(AssertSqlSafe(sql)));
+    last_answer(answers, PgQueryResult::rows_affected, read).await
 }
 
 async fn prepare(

@@ -2,15 +2,14 @@
 //! has no class of its own: BOOLEAN, DATE, TIME, DATETIME and TIMESTAMP.
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
-use futures_util::TryStreamExt as _;
-use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteQueryResult, SqliteRow};
 use sqlx::{
-    Arguments as _, AssertSqlSafe, Column as _, Connection as _, Decode, Either, Executor as _,
-    Row as _, SqlSafeStr as _, Sqlite, Statement as _, TypeInfo as _, ValueRef as _,
+    Arguments as _, AssertSqlSafe, Column as _, Connection as _, Decode, Executor as _, Row as _,
+    SqlSafeStr as _, Sqlite, Statement as _, TypeInfo as _, ValueRef as _,
 };
 
 use super::placeholders::{self, Dialect};
-use super::{Failure, Rows, Unreadable};
+use super::{Failure, Rows, Unreadable, last_answer};
 use crate::value::{Map, Value};
 
 pub(super) async fn execute(
@@ -27,31 +26,9 @@ pub(super) async fn execute(
         add(&mut arguments, value)
             .map_err(|error| Failure::Statement(format!("parameter {}: {error}", index + 1)))?;
     }
-    let mut rows = Rows::default();
-    let mut is_new = true;
-    {
-        let query = sqlx::query_with(text.clone(), arguments).persistent(!is_open_ended);
-        let mut stream = (&mut *connection).fetch_many(query);
-        while let Some(item) = stream.try_next().await? {
-            match item {
-                Either::Left(done) => {
-                    if is_new {
-                        rows = Rows::default();
-                        rows.affected(done.rows_affected());
-                    }
-                    is_new = true;
-                }
-                Either::Right(row) => {
-                    if is_new {
-                        let columns = row.columns().iter();
-                        rows = Rows::new(columns.map(|c| c.name().to_owned()).collect());
-                        is_new = false;
-                    }
-                    rows.push(read(&row)?);
-                }
-            }
-        }
-    }
+    let query = sqlx::query_with(text.clone(), arguments).persistent(!is_open_ended);
+    let answers = (&mut *connection).fetch_many(query);
+    let mut rows = last_answer(answers, SqliteQueryResult::rows_affected, read).await?;
     if rows.columns.is_empty() && may_return_rows(text.as_str()) {
         // No row told the columns; the statement does.
         if is_open_ended {
