@@ -20,11 +20,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Each transition is an event for `tracing`, with the fields `breaker`, `from`, `to`, `cause` and,
-//! for an opening, `wait`: a warning where it opens, information else. Each refusal is one for
-//! debugging, with `breaker`, `state`, `cause` and `retry_after`. A call that passes says nothing, and
-//! is in no span of the breaker's own: that would cost as much as the breaker itself though nobody
-//! listens. Whoever wants one instruments the call.
+//! Each transition is an event for `tracing`, of the target `kailash::circuit_breaker` and with the
+//! fields `breaker`, `from`, `to`, `cause` and, for an opening, `wait`: a warning where it opens,
+//! information else. Each refusal is one for debugging, with `breaker`, `state`, `cause` and
+//! `retry_after`. A call that passes says nothing, and is in no span of the breaker's own: that would
+//! cost as much as the breaker itself though nobody listens. Whoever wants one instruments the call.
 //!
 //! For metrics there are [`CircuitBreaker::counts`] and [`CircuitBreaker::all_durations`], which never
 //! fall, and [`Keyed::series`], which are few however many keys there are; the example

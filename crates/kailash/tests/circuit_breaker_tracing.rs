@@ -50,6 +50,7 @@ impl Subscriber for Lines {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
+        assert_eq!(event.metadata().target(), "kailash::circuit_breaker");
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
         self.kept.lock().unwrap().push(line.0);
