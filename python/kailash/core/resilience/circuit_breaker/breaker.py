@@ -267,13 +267,13 @@ class CircuitBreaker:
         one that falls more than about a thousand events behind loses the oldest, and is told how
         many. It is told as long as somebody keeps the breaker.
         """
-        self._subscribers_to_be().add(self._native, listener)
+        self._made_subscribers().add(self._native, listener)
 
     def subscribe_transitions(self, listener: EventListener) -> None:
         """As `subscribe`, to transitions only: calls cost nothing then."""
-        self._subscribers_to_be().add_of_transitions(self._native, listener)
+        self._made_subscribers().add_of_transitions(self._native, listener)
 
-    def _subscribers_to_be(self) -> Subscribers:
+    def _made_subscribers(self) -> Subscribers:
         _every.add(self)
         return self._subscribers or self.__dict__.setdefault("_subscribers", Subscribers())
 
