@@ -514,6 +514,13 @@ impl CircuitBreaker {
         self.journal().kept().next().is_none()
     }
 
+    /// Whether it is closed because somebody told it to.
+    fn was_told_to_close(&self) -> bool {
+        let journal = self.journal();
+        let last = journal.kept().last();
+        last.is_some_and(|news| news.to == State::Closed && news.cause == Cause::Told)
+    }
+
     /// Frees the slots of all probes in flight, which decide nothing any more.
     ///
     /// For the child of a fork: the calls that hold them go on in its parent, and so does whoever

@@ -362,6 +362,53 @@ fn breakers_that_begin_disabled_or_metrics_only_are_forgotten_unless_somebody_to
 }
 
 #[test]
+fn what_was_told_to_close_is_not_forgotten_where_keys_begin_in_another_state() {
+    for initial_state in [State::Disabled, State::MetricsOnly, State::Open] {
+        let breaker = Config {
+            initial_state,
+            ..breaker_config()
+        };
+        let (hosts, hand) = group(KeyedConfig { breaker, ..small() });
+        hosts.get("enabled").enable();
+        hosts.get("closed").force_close();
+        hosts.get("reset").reset();
+        for n in 0..1000 {
+            let _ = hosts.get(&n.to_string()).try_acquire();
+        }
+        hand.advance(S(48 * 3600));
+        hosts.forget_idle();
+        let begins_open = initial_state == State::Open;
+        assert_eq!(hosts.find("enabled").is_some(), !begins_open);
+        for key in ["closed", "reset"] {
+            let kept = hosts.find(key).map(|it| it.state());
+            assert_eq!(kept, Some(State::Closed), "{key} among {initial_state}");
+        }
+    }
+}
+
+#[test]
+fn what_closed_by_itself_or_would_begin_closed_is_forgotten_though_it_was_told() {
+    let begins = |initial_state| {
+        let breaker = Config {
+            initial_state,
+            ..breaker_config()
+        };
+        group(KeyedConfig { breaker, ..small() })
+    };
+    let (hosts, hand) = begins(State::HalfOpen);
+    hosts.get("probed").record_success();
+    assert_eq!(hosts.get("probed").state(), State::Closed);
+    hand.advance(S(3600));
+    assert_eq!(hosts.forget_idle(), 1);
+
+    let (hosts, hand) = begins(State::Closed);
+    hosts.get("told").disable();
+    hosts.get("told").enable();
+    hand.advance(S(3600));
+    assert_eq!(hosts.forget_idle(), 1);
+}
+
+#[test]
 fn a_reconfiguration_reaches_every_key_and_those_to_come() {
     let (hosts, _) = group(small());
     let old: Vec<_> = (0..5).map(|n| hosts.get(&n.to_string())).collect();

@@ -235,16 +235,17 @@ impl Entry {
 
     /// What is lost if the entry is forgotten. Asked under the shard's write lock, where nobody can
     /// come to hold it meanwhile.
-    fn loss(&self, now: Timestamp) -> Loss {
+    fn loss(&self, now: Timestamp, config: &KeyedConfig) -> Loss {
         if Arc::strong_count(&self.breaker.0) > 1 {
             return Loss::TooMuch;
         }
         // What was done by whoever held it last is seen from here on.
         fence(Ordering::Acquire);
         let seen = self.breaker.0.machine.snapshot(now);
+        let begins_closed = config.breaker.initial_state == State::Closed;
         match seen.state {
             State::HalfOpen if seen.probes_in_flight == 0 => return Loss::Opening,
-            State::Closed => {}
+            State::Closed if begins_closed || !self.breaker.was_told_to_close() => {}
             // Nobody told it: the next of this key begins so too.
             State::Disabled | State::MetricsOnly if self.breaker.is_as_made() => {}
             _ => return Loss::TooMuch,
@@ -380,7 +381,7 @@ impl Entries {
             self.hand += 1;
             return;
         }
-        let loss = entry.loss(now);
+        let loss = entry.loss(now, config);
         let kept_for = match loss {
             Loss::Nothing => config.idle_timeout,
             Loss::Evidence | Loss::Opening => config.failures_kept.max(config.idle_timeout),
@@ -396,18 +397,19 @@ impl Entries {
     }
 
     /// Makes room where there is none: on the side of the closed, and on that of the others.
-    fn make_room(&mut self, now: Timestamp, capacity: usize) {
+    fn make_room(&mut self, now: Timestamp, config: &KeyedConfig) {
+        let capacity = config.capacity as usize;
         if self.sizes.set_aside() > capacity {
-            self.make_room_among(0..self.set_aside, now);
+            self.make_room_among(0..self.set_aside, now, config);
         }
         if self.sizes.keys().saturating_sub(self.sizes.set_aside()) >= capacity {
-            self.make_room_among(self.set_aside..self.entries.len(), now);
+            self.make_room_among(self.set_aside..self.entries.len(), now, config);
         }
     }
 
     /// Looks at a few from all over one side, first at the one that was idle longest, until one goes:
     /// to the other side if it belongs there, else for good. One with evidence goes if no other does.
-    fn make_room_among(&mut self, side: Range<usize>, now: Timestamp) {
+    fn make_room_among(&mut self, side: Range<usize>, now: Timestamp, config: &KeyedConfig) {
         let len = side.len();
         let is_aside = side.start < self.set_aside;
         let mut sample = [(Duration::ZERO, 0); SAMPLE];
@@ -425,7 +427,7 @@ impl Entries {
         sample.sort_unstable_by_key(|&(idle, _)| Reverse(idle));
         let mut with_evidence = None;
         for &(_, at) in &*sample {
-            let loss = self.entries[at].loss(now);
+            let loss = self.entries[at].loss(now, config);
             if loss.sets_aside() != is_aside {
                 return self.change_sides(at);
             }
@@ -534,7 +536,7 @@ impl Group {
             entries.sweep(LOOKS, now, &config);
             // Two for one, until a group that grew beyond its capacity is back within it.
             for _ in 0..2 {
-                entries.make_room(now, config.capacity as usize);
+                entries.make_room(now, &config);
             }
             entries.insert(Entry {
                 breaker: breaker.clone(),
