@@ -386,7 +386,10 @@ impl CircuitBreaker {
             news.extend(carried_out(machine, verdict, now, draw));
         };
         let ((), is_news) = self.change_untold(finish);
-        self.wake_waiters();
+        if !is_news {
+            // A probe's slot may be free now.
+            self.wake_waiters();
+        }
         is_news
     }
 
@@ -579,6 +582,10 @@ impl CircuitBreaker {
         if is_sooner {
             self.tell_sooner();
         }
+        if is_news {
+            // Now, and not when it is told: who is told may take long.
+            self.wake_waiters();
+        }
         (result, is_news)
     }
 
@@ -653,7 +660,6 @@ impl CircuitBreaker {
             }
         });
         self.tell(EventKind::Transition(transition));
-        self.wake_waiters();
     }
 }
 

@@ -868,6 +868,30 @@ fn who_is_told_may_use_the_breaker_while_he_is_told() {
     );
 }
 
+#[test]
+fn who_waits_is_woken_by_a_change_that_comes_while_another_is_still_being_told() {
+    let breaker = CircuitBreaker::with_clock("test", one_failure_opens(), Clock::manual().0);
+    let breaker = breaker.unwrap();
+    let (own, is_first) = (breaker.clone(), AtomicBool::new(true));
+    let wakes = Arc::new(Counts::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sees = Arc::clone(&seen);
+    let is_slow = move || {
+        if !is_first.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let context = &mut Context::from_waker(&waker);
+        let (mut ready, mut closed) = (pin!(own.ready()), pin!(own.wait_until_closed()));
+        assert!(ready.as_mut().poll(context).is_pending());
+        assert!(closed.as_mut().poll(context).is_pending());
+        own.reset();
+        sees.lock().unwrap().push(wakes.0.load(Ordering::Relaxed));
+    };
+    with_logs_to(is_slow, || breaker.record_failure());
+    assert_eq!(*seen.lock().unwrap(), [2]);
+}
+
 // Bug class 30: a listener that panics breaks the breaker, or the other listeners.
 #[test]
 fn a_listener_to_logs_that_panics_harms_neither_the_breaker_nor_other_listeners() {
