@@ -237,7 +237,6 @@ impl Config {
             1..=u32::MAX,
         )?;
         let recovery = config::positive("recovery_timeout", self.recovery_timeout)?;
-        let longest = config::positive("max_recovery_timeout", self.max_recovery_timeout)?;
         let multiplier = self.exponential_backoff_multiplier;
         let field = "exponential_backoff_multiplier";
         number_in(field, multiplier, 1.0, 1000.0)?;
@@ -269,7 +268,7 @@ impl Config {
             slow_call: self.slow_call_threshold.zip(slow_rate),
             overdue_calls: self.overdue_calls_enabled,
             recovery_timeout: recovery,
-            max_recovery_timeout: longest.max(recovery),
+            max_recovery_timeout: self.max_recovery_timeout.max(recovery),
             probe_lease: self.max_wait_duration_in_half_open,
             multiplier,
             jitter: if self.jitter_enabled { jitter } else { 0.0 },
