@@ -468,11 +468,14 @@ impl CircuitBreaker {
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.
     pub fn reconfigure(&self, config: Config) -> Result<(), ConfigError> {
-        self.reconfigure_to(Arc::new(config))
+        let config = Arc::new(config);
+        self.reconfigure_to(|| config)
     }
 
-    fn reconfigure_to(&self, config: Arc<Config>) -> Result<(), ConfigError> {
+    /// As [`CircuitBreaker::reconfigure`], to settings that are looked up when it is the caller's turn.
+    fn reconfigure_to(&self, config: impl FnOnce() -> Arc<Config>) -> Result<(), ConfigError> {
         let mut journal = self.journal();
+        let config = config();
         self.0.machine.reconfigure(&config, self.clock().now())?;
         journal.config = config;
         drop(journal);

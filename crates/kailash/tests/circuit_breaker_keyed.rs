@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
@@ -468,6 +468,31 @@ fn a_reconfiguration_misses_no_key_that_is_made_meanwhile() {
 }
 
 #[test]
+fn of_two_reconfigurations_at_once_one_is_the_later_for_all_keys() {
+    let (hosts, _) = group(KeyedConfig::default());
+    let all: Vec<_> = (0..200).map(|n| hosts.get(&n.to_string())).collect();
+    let reconfigure = |failure_threshold| {
+        let breaker = Config {
+            failure_threshold,
+            ..Config::default()
+        };
+        let config = KeyedConfig {
+            breaker,
+            ..KeyedConfig::default()
+        };
+        hosts.reconfigure(config).unwrap();
+    };
+    for round in 1..300 {
+        thread::scope(|scope| {
+            scope.spawn(|| reconfigure(2 * round));
+            reconfigure(2 * round + 1);
+        });
+        let newest = hosts.config().breaker;
+        assert!(all.iter().all(|it| it.config() == newest));
+    }
+}
+
+#[test]
 fn the_same_group_asked_for_with_other_settings_is_an_error_that_names_them() {
     let manager = Manager::new();
     let hosts = manager.keyed("host", small()).unwrap();
@@ -660,4 +685,49 @@ fn who_is_woken_by_the_end_of_a_key_may_ask_for_the_group() {
         );
         waits.join().unwrap();
     }
+}
+
+/// Reconfigures the group when it is first woken.
+struct Reconfigures {
+    hosts: Keyed,
+    to: Mutex<Option<KeyedConfig>>,
+}
+
+impl Wake for Reconfigures {
+    fn wake(self: Arc<Self>) {
+        let to = self.to.lock().unwrap().take();
+        if let Some(to) = to {
+            self.hosts.reconfigure(to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn who_is_woken_by_a_reconfiguration_may_reconfigure_the_group() {
+    let threshold = |failure_threshold| KeyedConfig {
+        breaker: Config {
+            failure_threshold,
+            ..breaker_config()
+        },
+        ..small()
+    };
+    let (tell, told) = mpsc::channel();
+    let waits = thread::spawn(move || {
+        let (hosts, _) = group(small());
+        let all: Vec<_> = (0..9).map(|n| hosts.get(&n.to_string())).collect();
+        all[4].force_open();
+        let waker = Waker::from(Arc::new(Reconfigures {
+            hosts: hosts.clone(),
+            to: Mutex::new(Some(threshold(8))),
+        }));
+        let mut ready = pin!(all[4].ready());
+        let waiting = ready.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(waiting.is_pending());
+        hosts.reconfigure(threshold(7)).unwrap();
+        let have = all.iter().map(|it| it.config().failure_threshold);
+        tell.send(have.collect::<Vec<_>>()).unwrap();
+    });
+    let have = told.recv_timeout(LIMIT);
+    assert_eq!(have, Ok(vec![8; 9]), "the newest settings are the last");
+    waits.join().unwrap();
 }

@@ -141,9 +141,6 @@ pub(super) struct Group {
     name: Arc<str>,
     context: Arc<Context>,
     settings: Mutex<Settings>,
-    /// Held while breakers are reconfigured, so that of two calls one is the later for all of them.
-    /// Not the lock of the settings: whoever makes a breaker takes that with a shard's in hand.
-    reconfiguring: Mutex<()>,
     hasher: RandomState,
     shards: Box<[Shard]>,
     sizes: Arc<Sizes>,
@@ -499,7 +496,6 @@ impl Group {
             name: name.into(),
             context: Arc::new(context.of_group(name.len() + 1)),
             settings: Mutex::new(Settings { config, breaker }),
-            reconfiguring: Mutex::default(),
             hasher: RandomState::new(),
             shards: (0..shards.min(MOST_SHARDS))
                 .map(|_| Shard(RwLock::new(Entries::new(&sizes))))
@@ -512,6 +508,11 @@ impl Group {
     fn settings(&self) -> Settings {
         let settings = self.settings.lock();
         settings.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn breaker_settings(&self) -> Arc<Config> {
+        let settings = self.settings.lock();
+        Arc::clone(&settings.unwrap_or_else(PoisonError::into_inner).breaker)
     }
 
     fn find<'k>(&self, key: &'k str) -> (&Shard, Key<'k>) {
@@ -635,15 +636,11 @@ impl Keyed {
     pub fn reconfigure(&self, config: KeyedConfig) -> Result<(), ConfigError> {
         config.validate()?;
         let breaker = Arc::new(config.breaker.clone());
-        let turn = self.0.reconfiguring.lock();
-        let _turn = turn.unwrap_or_else(PoisonError::into_inner);
         let settings = self.0.settings.lock();
-        *settings.unwrap_or_else(PoisonError::into_inner) = Settings {
-            config,
-            breaker: Arc::clone(&breaker),
-        };
+        *settings.unwrap_or_else(PoisonError::into_inner) = Settings { config, breaker };
         self.for_each(|each| {
-            let changed = each.reconfigure_to(Arc::clone(&breaker));
+            // The newest, which may be another call's by now: that one is the later for all breakers.
+            let changed = each.reconfigure_to(|| self.0.breaker_settings());
             changed.expect("the settings were checked");
         });
         Ok(())
