@@ -16,8 +16,10 @@ use kailash::circuit_breaker::{
     CallError, CircuitBreaker, Config, KeyedConfig, Manager, Outcome, Rejected, State,
 };
 use kailash::clock::{Clock, ManualClock};
+#[cfg(feature = "http")]
+use kailash::layer::circuit_breaker::RefusalIsIgnored;
 use kailash::layer::circuit_breaker::{
-    CircuitBreakerLayer, CircuitBreakerService, HttpStatus, RefusalIsIgnored, http_outcome,
+    CircuitBreakerLayer, CircuitBreakerService, HttpStatus, http_outcome,
 };
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
