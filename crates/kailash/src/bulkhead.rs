@@ -27,7 +27,7 @@
 use std::fmt;
 use std::future::Future;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -41,6 +41,7 @@ use tokio::time::Instant;
 
 use crate::Name;
 use crate::clock::Clock;
+use crate::foreign::contained;
 use crate::histogram::{self, Histogram};
 use line::{Ceiling, Entered, Line, NoPlace};
 use threads::Threads;
@@ -856,10 +857,11 @@ impl Inner {
     #[cold]
     fn send(&self, events: &broadcast::Sender<Event>, kind: EventKind) {
         let partition = Arc::clone(&self.name);
-        // Subscribers are woken, who are foreign: their panic is not the call's, whose slot may be
-        // neither guarded yet nor given back. An error says that nobody wants to know.
-        let tell = || events.send(Event { partition, kind }).is_ok();
-        let _ = catch_unwind(AssertUnwindSafe(tell));
+        // The call's slot may be neither guarded yet nor given back.
+        contained(|| {
+            // No receiver is left: nobody wants to know.
+            let _ = events.send(Event { partition, kind });
+        });
     }
 
     fn refuse(&self, occupancy: Occupancy, reason: Reason) -> Full {

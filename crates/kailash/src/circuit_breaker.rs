@@ -69,11 +69,12 @@ pub use preset::{Overrides, PresetError, Presets, ROOT};
 pub use rejected::{CallError, Rejected};
 
 use crate::clock::Clock;
+use crate::foreign::contained;
 use crate::histogram;
 use crate::{ConfigError, Name};
 #[cfg(feature = "tower")]
 pub(crate) use classify::outcome_of;
-use context::{Audience, Context, contained};
+use context::{Audience, Context};
 use journal::{Journal, News};
 #[cfg(feature = "tower")]
 pub(crate) use permit::OnUnwind;

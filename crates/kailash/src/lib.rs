@@ -17,6 +17,7 @@ pub mod bulkhead;
 mod chance;
 pub mod circuit_breaker;
 pub mod clock;
+mod foreign;
 pub mod health;
 pub mod histogram;
 #[cfg(feature = "tower")]

@@ -3,6 +3,7 @@
 use std::future::{Future, pending};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
@@ -98,6 +99,32 @@ fn a_subscriber_that_panics_breaks_no_call_and_keeps_no_slot() {
     let told = next.now_or_never().flatten().unwrap();
     assert!(matches!(told.kind, EventKind::Ended { .. }), "{told:?}");
     assert_eq!(partition.snapshot().active, 0);
+}
+
+#[derive(Default)]
+struct Counts(AtomicU64);
+
+impl Wake for Counts {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whoevers_waker_panics_the_other_subscribers_are_woken() {
+    let partition = Partition::new(config(1, 1)).unwrap();
+    let mut all: Vec<_> = (0..5).map(|_| partition.subscribe()).collect();
+    let woken = Arc::new(Counts::default());
+    let broken = Waker::from(Arc::new(Broken));
+    let counts = Waker::from(Arc::clone(&woken));
+    let mut waits: Vec<_> = all.iter_mut().map(|it| Box::pin(it.recv())).collect();
+    let wakers = [&broken, &counts, &broken, &counts, &broken];
+    for (wait, waker) in waits.iter_mut().zip(wakers) {
+        let polled = wait.as_mut().poll(&mut Context::from_waker(waker));
+        assert!(polled.is_pending());
+    }
+    partition.close();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use super::Reason;
+use crate::foreign::woken_alone;
 
 /// Something that happened to a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +77,7 @@ impl Events {
 
     /// Waits for the next event; `None` once the partition is gone. Dropping the future loses none.
     pub async fn recv(&mut self) -> Option<Event> {
-        match self.receiver.recv().await {
+        match woken_alone(self.receiver.recv()).await {
             Ok(event) => Some(event),
             Err(RecvError::Lagged(lost)) => Some(self.lost(lost)),
             Err(RecvError::Closed) => None,

@@ -7,9 +7,9 @@ use kailash_core::time::Timestamp;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::context::contained;
 use super::journal::Journal;
 use super::{CircuitBreaker, Shared};
+use crate::foreign::contained;
 
 /// The breakers that time alone will change, by when.
 ///

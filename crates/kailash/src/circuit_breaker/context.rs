@@ -1,11 +1,7 @@
 //! What breakers have in common, and who wants to know of one.
 
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{self, Wake, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,6 +10,7 @@ use super::event::Topics;
 use super::{CircuitBreaker, EventKind, Outcome};
 use crate::chance::Chance;
 use crate::clock::Clock;
+use crate::foreign::contained;
 use crate::histogram::{self, Histogram};
 
 /// What the breakers of one registry, or of one group of keys, have in common.
@@ -174,30 +171,5 @@ impl CircuitBreaker {
         if let Some(audience) = self.0.audience.get() {
             contained(|| audience.waiters.notify_waiters());
         }
-    }
-}
-
-/// Logs, or wakes those who listen. They are foreign: their panic is not the call's, and within a
-/// permit that a panic drops it would end the process.
-pub(super) fn contained(tell: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(tell));
-}
-
-/// Waits, and contains the panic of the waker: tokio wakes those who wait one after the other, and
-/// would leave all behind the one that panics asleep.
-pub(super) async fn woken_alone<T>(wait: impl Future<Output = T>) -> T {
-    let mut wait = pin!(wait);
-    poll_fn(|context| {
-        let waker = Waker::from(Arc::new(Contained(context.waker().clone())));
-        wait.as_mut().poll(&mut task::Context::from_waker(&waker))
-    })
-    .await
-}
-
-struct Contained(Waker);
-
-impl Wake for Contained {
-    fn wake(self: Arc<Self>) {
-        contained(|| self.0.wake_by_ref());
     }
 }

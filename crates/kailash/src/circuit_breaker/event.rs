@@ -9,9 +9,9 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
 use super::agenda::Agenda;
-use super::context::{contained, woken_alone};
 use super::{CircuitBreaker, Outcome, Transition};
 use crate::clock::Clock;
+use crate::foreign::{contained, woken_alone};
 
 /// Something that happened to a breaker.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,8 +1,9 @@
 //! Waiting for a breaker.
 
-use super::context::woken_alone;
-use super::{CircuitBreaker, State};
 use kailash_core::time::Timestamp;
+
+use super::{CircuitBreaker, State};
+use crate::foreign::woken_alone;
 
 impl CircuitBreaker {
     /// Waits until the breaker may admit a call: at once while it is closed, else until the wait of
