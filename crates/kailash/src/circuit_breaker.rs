@@ -195,7 +195,8 @@ impl CircuitBreaker {
     }
 
     /// How long calls took since the last reset; `None` unless its manager was told to
-    /// [record durations](Manager::record_durations) and a call has ended since then.
+    /// [record durations](Manager::record_durations) and a call has ended since then. Those of keys
+    /// are recorded together: see [`Keyed::durations`].
     #[must_use]
     pub fn durations(&self) -> Option<histogram::Snapshot> {
         let durations = self.0.audience.get()?.durations.get()?;
@@ -419,7 +420,9 @@ impl CircuitBreaker {
         }
     }
 
-    /// Opens the breaker until [`CircuitBreaker::force_close`] or [`CircuitBreaker::reset`].
+    /// Opens the breaker until [`CircuitBreaker::force_close`] or [`CircuitBreaker::reset`]; or until
+    /// it is told to let all calls pass, by [`CircuitBreaker::disable`] or
+    /// [`CircuitBreaker::metrics_only`].
     pub fn force_open(&self) {
         self.command(Machine::force_open);
     }
@@ -438,18 +441,19 @@ impl CircuitBreaker {
         }
     }
 
-    /// Lets all calls pass and counts nothing, until [`CircuitBreaker::enable`].
+    /// Lets all calls pass and counts nothing, until [`CircuitBreaker::enable`] or another order.
     pub fn disable(&self) {
         self.command(Machine::disable);
     }
 
     /// Lets all calls pass and counts them, so that a snapshot says what it would have done, until
-    /// [`CircuitBreaker::enable`].
+    /// [`CircuitBreaker::enable`] or another order.
     pub fn metrics_only(&self) {
         self.command(Machine::metrics_only);
     }
 
-    /// Ends [`CircuitBreaker::disable`] and [`CircuitBreaker::metrics_only`].
+    /// Ends [`CircuitBreaker::disable`] and [`CircuitBreaker::metrics_only`]: the breaker is closed, and
+    /// its window empty.
     pub fn enable(&self) {
         self.command(Machine::enable);
     }
@@ -464,7 +468,9 @@ impl CircuitBreaker {
     }
 
     /// Changes the settings and keeps state and counts; a new `window_size` begins with the newest
-    /// outcomes, another kind of window or duration of one begins empty.
+    /// outcomes, another kind of window or duration of one begins empty. Calls in flight count for
+    /// nothing where the window outgrows its memory or begins empty, and where calls were watched for
+    /// being overdue by another `slow_call_threshold`, or are no longer.
     ///
     /// # Errors
     /// When a field of the config is out of range; nothing has changed then.
@@ -488,7 +494,9 @@ impl CircuitBreaker {
     /// Subscribes to all that happens from now on, calls too.
     ///
     /// A subscriber can neither delay nor break a call: one that falls more than 1,024 events
-    /// behind loses the oldest, and is told how many. It keeps no breaker alive either.
+    /// behind loses the oldest, and is told how many. It keeps no breaker alive either. The first one
+    /// costs some 80 KiB for as long as the breaker lives; [`Manager::subscribe`] costs them once for
+    /// all of its breakers.
     #[must_use]
     pub fn subscribe(&self) -> Events {
         let topics = &self.audience().topics;

@@ -8,8 +8,9 @@ use kailash_core::time::nanos;
 
 /// Durations counted by length, in 256 buckets of fixed bounds: 2 KiB, whatever is recorded.
 ///
-/// A bucket is an eighth of an octave wide, from a microsecond to an hour, so that a quantile is at
-/// most an eighth too long. Recording takes no lock and allocates nothing.
+/// A bucket is an eighth of an octave wide, from a microsecond to 73 minutes, so that a quantile is at
+/// most an eighth too long; what takes longer counts as 73 minutes. Recording takes no lock and
+/// allocates nothing.
 ///
 /// ```
 /// use std::time::Duration;

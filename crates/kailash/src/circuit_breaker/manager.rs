@@ -18,7 +18,7 @@ use crate::clock::Clock;
 
 /// A registry of breakers: the same name gives the same breaker. Shared by its clones.
 ///
-/// Looking a breaker up takes no lock and allocates nothing.
+/// Looking a breaker up without settings takes no lock and allocates nothing.
 ///
 /// ```
 /// use kailash::circuit_breaker::{Config, Manager};
@@ -144,7 +144,8 @@ impl Manager {
     }
 
     /// The breakers of one group, such as hosts or tenants, each by its key. The group is made with
-    /// these settings, or with the registry's default, if there is none of this name.
+    /// these settings if there is none of this name. Without settings its breakers take those that
+    /// were [defined](Manager::define) for the group's name, else the preset `default`.
     ///
     /// # Errors
     /// When the group has other settings than those asked for, or a setting is out of range.

@@ -8,7 +8,8 @@ use super::{Counts, Keyed, State};
 /// What a group of keys shows as metrics: one series for each of a few keys, one for all others.
 ///
 /// All counters only grow, and `listed` and `other` always add up to `total`, also where a key that
-/// was among the others gets a series of its own, loses it, or is forgotten.
+/// was among the others gets a series of its own, loses it, or is forgotten. One that comes back after
+/// that begins a series anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Series {
