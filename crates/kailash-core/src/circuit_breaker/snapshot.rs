@@ -13,6 +13,7 @@ use crate::time::Timestamp;
 
 /// A breaker at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// The state by time: an open breaker whose wait is over is half-open.
     pub state: State,

@@ -48,6 +48,7 @@ impl fmt::Display for State {
 
 /// Why a breaker left its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Cause {
     /// `failure_threshold` calls in a row failed.
     ConsecutiveFailures,
