@@ -443,6 +443,35 @@ fn a_reload_keeps_what_was_counted_before_it_and_at_most_loses_what_ends_meanwhi
 }
 
 #[test]
+fn a_reload_keeps_the_failures_in_a_row_though_a_call_begins_and_fails_meanwhile() {
+    explore(|| {
+        let wide = Config {
+            failure_threshold: 100,
+            ..config()
+        };
+        let machine = Arc::new(Machine::new(&wide).unwrap());
+        for _ in 0..2 {
+            fail(&machine, at(0));
+        }
+        let caller = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || {
+                let permit = machine.admit().unwrap();
+                machine.record(permit, Outcome::Failure, Some(at(0)))
+            })
+        };
+        let wider = Config {
+            window_size: 256,
+            ..wide.clone()
+        };
+        machine.reconfigure(&wider, at(0)).unwrap();
+        assert_eq!(caller.join().unwrap(), Verdict::Unchanged);
+        let status = machine.snapshot(at(0));
+        assert!((2..=3).contains(&status.consecutive_failures), "{status:?}");
+    });
+}
+
+#[test]
 fn a_failure_that_was_missed_at_its_moment_is_seen_by_the_next() {
     explore(|| {
         let machine = Arc::new(

@@ -80,24 +80,36 @@ impl Machine {
             }
             let tick = self.tick(now);
             next.take_over(&current, generation, (class, tick));
+            let in_a_row = self.failures_in_a_row(generation);
             let word = Word::unpack(bits);
             if self.replace(bits, word.next(word.phase)) {
-                self.carry_failures_in_a_row(generation);
+                self.carry_failures_in_a_row(generation, in_a_row);
                 break;
             }
         }
         Ok(())
     }
 
-    fn carry_failures_in_a_row(&self, from: u32) {
+    /// Takes the failures in a row over into the next generation, where there were `before` of them when
+    /// that began.
+    fn carry_failures_in_a_row(&self, from: u32, before: u32) {
+        let next = from.wrapping_add(1);
         let mut seen = self.in_a_row.load(Ordering::Relaxed);
-        // A call that ends late may still count in the old generation: what it counted comes along.
-        while state::generation(seen) == from {
-            let carried = state::in_generation(from.wrapping_add(1), seen as u32);
-            match self
-                .in_a_row
-                .compare_exchange(seen, carried, Ordering::AcqRel, Ordering::Relaxed)
-            {
+        loop {
+            let failures = seen as u32;
+            let carried = match state::generation(seen) {
+                // A call that ends late may still count in the old generation: what it counted comes along.
+                generation if generation == from => failures,
+                // A call of the next generation has failed meanwhile, and begun a row of its own.
+                generation if generation == next && failures > 0 => failures.saturating_add(before),
+                _ => return,
+            };
+            match self.in_a_row.compare_exchange(
+                seen,
+                state::in_generation(next, carried),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return,
                 Err(other) => seen = other,
             }

@@ -142,12 +142,7 @@ impl Machine {
         let bits = self.word.load(Ordering::Acquire);
         let word = Word::unpack(bits);
         let tally = self.tally(bits, now);
-        let in_a_row = self.in_a_row.load(Ordering::Relaxed);
-        let consecutive_failures = if state::generation(in_a_row) == word.generation {
-            in_a_row as u32
-        } else {
-            0
-        };
+        let consecutive_failures = self.failures_in_a_row(word.generation);
         let counts = self.counts_since_reset();
         let mut snapshot = Snapshot {
             state,
@@ -203,6 +198,16 @@ impl Machine {
             Phase::Closed | Phase::Disabled => {}
         }
         snapshot
+    }
+
+    /// Failures in a row in this generation.
+    pub(super) fn failures_in_a_row(&self, generation: u32) -> u32 {
+        let in_a_row = self.in_a_row.load(Ordering::Relaxed);
+        if state::generation(in_a_row) == generation {
+            in_a_row as u32
+        } else {
+            0
+        }
     }
 
     fn tally(&self, bits: u64, now: Timestamp) -> Tally {
