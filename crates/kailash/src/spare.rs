@@ -1,7 +1,8 @@
 //! A reference that a thread keeps for its next call.
 //!
-//! The next call takes it along and gives it back, so that in the long run a call counts no references: that
-//! would be two atomic operations, half of what a call costs, on a word that all threads share.
+//! The next call takes it along and gives it back, so that a thread which keeps to one breaker counts no
+//! references in the long run: that would be two atomic operations for each call, half of what it costs, on a
+//! word that all threads share.
 
 use std::cell::Cell;
 use std::sync::Arc;
