@@ -699,6 +699,42 @@ async fn however_many_are_due_at_once_who_keeps_up_hears_of_each() {
     assert_eq!((events.try_recv(), events.lost_so_far()), (None, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_always_finds_something_to_hear_of_hears_on_time_of_what_time_brings_about_too() {
+    let manager = Manager::with_clock(Clock::tokio());
+    let _hosts = down(&manager, 3);
+    let busy = manager.get_or_create("busy", None).unwrap();
+    let mut events = manager.subscribe();
+    let (mut changes, started) = (Vec::new(), tokio::time::Instant::now());
+    for _ in 0..70 {
+        busy.record_success();
+        tokio::time::advance(S(1)).await;
+        let event = events.recv().await.unwrap();
+        if matches!(event.kind, EventKind::Transition(_)) {
+            changes.push(started.elapsed().as_secs());
+        }
+    }
+    // Each is heard behind the call that was told before it.
+    assert_eq!(changes, [61, 63, 65]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_fallen_behind_is_not_pushed_further_by_what_is_due() {
+    let manager = Manager::with_clock(Clock::tokio());
+    let hosts = down(&manager, 3);
+    let busy = manager.get_or_create("busy", None).unwrap();
+    let mut events = manager.subscribe();
+    tokio::time::advance(S(60)).await;
+    for _ in 0..1024 {
+        busy.record_success();
+    }
+    assert!(events.recv().await.is_some());
+    assert!(hosts.iter().all(|host| host.transitions().len() == 1));
+    while events.try_recv().is_some() {}
+    assert!(hosts.iter().all(|host| host.transitions().len() == 2));
+    assert_eq!(events.lost_so_far(), 0);
+}
+
 #[test]
 fn one_look_of_a_subscriber_changes_one_breaker_at_most() {
     let (clock, hand) = Clock::manual();

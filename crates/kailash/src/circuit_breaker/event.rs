@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use kailash_core::time::Timestamp;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
@@ -50,7 +51,8 @@ pub enum EventKind {
 /// then `None`. Behind a tower layer a breaker lives on a little: each thread keeps the one whose
 /// call ended last on it, until a call of another ends there or the thread does. While somebody waits
 /// on it, changes that time alone brings about (an open breaker that becomes half-open, a probe that
-/// lapses) are told when they are due; else by the next call.
+/// lapses) are told when they are due, to one that is 512 events behind once it has caught up; else by
+/// the next call.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(async {
@@ -99,6 +101,7 @@ impl Events {
     }
 
     async fn next(&mut self) -> Option<Event> {
+        let mut has_changed_one = false;
         loop {
             // Made before the look, so that none gets earlier between the two.
             let sooner = self.agenda.sooner();
@@ -106,17 +109,32 @@ impl Events {
             tokio::select! {
                 biased;
                 received = self.receiver.recv() => return match received {
-                    Ok(event) => Some(event),
+                    Ok(event) => {
+                        if !has_changed_one && due != Timestamp::NEVER {
+                            self.change_what_is_due();
+                        }
+                        Some(event)
+                    }
                     Err(RecvError::Lagged(lost)) => Some(self.lost(lost)),
                     Err(RecvError::Closed) => None,
                 },
                 () = sooner => {}
                 () = self.clock.sleep_until(due) => {
-                    // One at a time, and none while there are others to hear of: so however many
-                    // are due at once, they are no more than a subscriber takes.
+                    // One for each event that is taken: so however many are due at once, they are no
+                    // more than a subscriber takes.
                     self.agenda.carry_out_first(self.clock.now());
+                    has_changed_one = true;
                 }
             }
+        }
+    }
+
+    /// Has one change told that is due, though there are others to hear of: who always finds one would
+    /// never come to wait for it. Not who is far behind, whom it might cost another.
+    #[cold]
+    fn change_what_is_due(&self) {
+        if self.receiver.len() < CAPACITY / 2 {
+            self.agenda.carry_out_first(self.clock.now());
         }
     }
 
