@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use kailash_core::time::Timestamp;
+pub use kailash_core::time::Timestamp;
 use tokio::sync::Notify;
 
 /// Where a shell takes the time from.
@@ -14,10 +14,10 @@ use tokio::sync::Notify;
 ///
 /// ```
 /// use std::time::Duration;
-/// use kailash::clock::Clock;
+/// use kailash::clock::{Clock, Timestamp};
 ///
 /// let (clock, hand) = Clock::manual();
-/// let before = clock.now();
+/// let before: Timestamp = clock.now();
 /// hand.advance(Duration::from_secs(60));
 /// assert_eq!(clock.now().since(before), Duration::from_secs(60));
 /// ```
