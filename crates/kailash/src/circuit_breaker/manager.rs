@@ -364,9 +364,9 @@ fn other_settings(
 pub enum CreateError {
     /// A setting is out of range.
     Config(ConfigError),
-    /// A breaker of this name exists with other settings.
+    /// A breaker of this name exists with other settings, or a group of keys does.
     OtherSettings {
-        /// The breaker's name.
+        /// The breaker's name, or the group's.
         name: Arc<str>,
         /// The fields that differ: name, value it has, value asked for.
         differences: Vec<(&'static str, String, String)>,
