@@ -76,6 +76,29 @@ fn nothing_is_slow_or_overdue_unless_both_the_threshold_and_the_rate_are_set() {
     assert_eq!(opens(None, None), (false, 0));
 }
 
+#[test]
+fn a_call_is_hardly_larger_than_what_it_makes() {
+    let (breaker, _) = breaker(Config::default());
+    let ask = || {
+        let kibibyte = [1_u8; 1024];
+        async move {
+            tokio::task::yield_now().await;
+            Ok::<_, ()>(kibibyte.len())
+        }
+    };
+    let most = size_of_val(&ask()) + 64;
+    assert!(most > 1024, "it is held across its await");
+    let [carried, classified, replaced] = [(); 3].map(|()| ask());
+    let classify = |_: &Result<usize, ()>| Outcome::Success;
+    let sizes = [
+        size_of_val(&breaker.call(ask)),
+        size_of_val(&breaker.call(|| carried)),
+        size_of_val(&breaker.call_with(classify, || classified)),
+        size_of_val(&breaker.call_or(|_| ask(), || replaced)),
+    ];
+    assert!(sizes.iter().all(|&size| size <= most), "{sizes:?}");
+}
+
 #[tokio::test]
 async fn an_open_breaker_does_not_make_the_call() {
     let (breaker, hand) = breaker(one_failure_opens());

@@ -18,17 +18,20 @@ impl CircuitBreaker {
     /// and it is [`Partition::call`](crate::bulkhead::Partition::call) that answers what may fail as one
     /// result.
     ///
-    /// Dropping the future while it runs is a cancelled call, even where a panic elsewhere in its task
-    /// drops it. A panic out of the call itself is a failure, and goes on.
+    /// The breaker is asked when the future is first polled. Dropping it while it runs is a cancelled call, even
+    /// where a panic elsewhere in its task drops it. A panic out of the call itself is a failure, and goes on.
     ///
     /// # Errors
     /// [`CallError::Rejected`] if the breaker refuses the call, which is then never made;
     /// [`CallError::Inner`] with the call's own error.
-    pub async fn call<F, T, E>(&self, call: impl FnOnce() -> F) -> Result<T, CallError<E>>
+    pub fn call<F, T, E>(
+        &self,
+        call: impl FnOnce() -> F,
+    ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         F: Future<Output = Result<T, E>>,
     {
-        self.call_with(outcome_of, call).await
+        self.call_with(outcome_of, call)
     }
 
     /// Runs a call behind the breaker, where `classify` says how it ended: a closure, or
@@ -38,21 +41,18 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// As [`CircuitBreaker::call`].
-    pub async fn call_with<F, T, E>(
+    pub fn call_with<F, T, E>(
         &self,
         classify: impl FnOnce(&Result<T, E>) -> Outcome,
         call: impl FnOnce() -> F,
-    ) -> Result<T, CallError<E>>
+    ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         F: Future<Output = Result<T, E>>,
     {
-        let mut made = self.begin()?;
-        let running = Running {
-            future: made.part(call),
-            made,
-            classify: Some(classify),
-        };
-        running.await.map_err(CallError::Inner)
+        Calling::ToBegin {
+            breaker: self,
+            parts: Some((call, classify)),
+        }
     }
 
     /// Runs a call behind the breaker, or `fallback` where the breaker refuses it.
@@ -78,19 +78,18 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// The call's own error, or the fallback's.
-    pub async fn call_or<F, G, T, E>(
+    pub fn call_or<F, G, T, E>(
         &self,
         fallback: impl FnOnce(Rejected) -> G,
         call: impl FnOnce() -> F,
-    ) -> Result<T, E>
+    ) -> impl Future<Output = Result<T, E>>
     where
         F: Future<Output = Result<T, E>>,
         G: Future<Output = Result<T, E>>,
     {
-        match self.call(call).await {
-            Ok(value) => Ok(value),
-            Err(CallError::Inner(error)) => Err(error),
-            Err(CallError::Rejected(rejected)) => fallback(rejected).await,
+        CallingOr::Calling {
+            calling: self.call(call),
+            fallback: Some(fallback),
         }
     }
 
@@ -135,6 +134,96 @@ impl CircuitBreaker {
         let outcome = made.part(|| classify(&result));
         made.end(outcome);
         result.map_err(CallError::Inner)
+    }
+}
+
+pin_project! {
+    /// What is to be called, and then the call. One in the other's place: written as async functions, a call
+    /// would hold what it is made of once for each of them.
+    #[project = CallingProjection]
+    enum Calling<'a, M, F, C> {
+        ToBegin {
+            breaker: &'a CircuitBreaker,
+            parts: Option<(M, C)>,
+        },
+        Running {
+            #[pin]
+            running: Running<'a, F, C>,
+        },
+    }
+}
+
+impl<M, F, C, T, E> Future for Calling<'_, M, F, C>
+where
+    M: FnOnce() -> F,
+    F: Future<Output = Result<T, E>>,
+    C: FnOnce(&Result<T, E>) -> Outcome,
+{
+    type Output = Result<T, CallError<E>>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let running = match self.as_mut().project() {
+                CallingProjection::Running { running } => {
+                    return running.poll(cx).map_err(CallError::Inner);
+                }
+                CallingProjection::ToBegin { breaker, parts } => {
+                    let (call, classify) = parts.take().expect("polled again after its end");
+                    let mut made = breaker.begin()?;
+                    Running {
+                        future: made.part(call),
+                        made,
+                        classify: Some(classify),
+                    }
+                }
+            };
+            self.set(Self::Running { running });
+        }
+    }
+}
+
+pin_project! {
+    /// A call, and then what is done instead, one in the other's place.
+    #[project = CallingOrProjection]
+    enum CallingOr<P, B, G> {
+        Calling {
+            #[pin]
+            calling: P,
+            fallback: Option<B>,
+        },
+        FallingBack {
+            #[pin]
+            fallback: G,
+        },
+    }
+}
+
+impl<P, B, G, T, E> Future for CallingOr<P, B, G>
+where
+    P: Future<Output = Result<T, CallError<E>>>,
+    B: FnOnce(Rejected) -> G,
+    G: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let fallback = match self.as_mut().project() {
+                CallingOrProjection::FallingBack { fallback } => return fallback.poll(cx),
+                CallingOrProjection::Calling { calling, fallback } => {
+                    match ready!(calling.poll(cx)) {
+                        Ok(value) => return Poll::Ready(Ok(value)),
+                        Err(CallError::Inner(error)) => return Poll::Ready(Err(error)),
+                        Err(CallError::Rejected(rejected)) => {
+                            let fall_back = fallback.take().expect("a call is refused once");
+                            fall_back(rejected)
+                        }
+                    }
+                }
+            };
+            self.set(Self::FallingBack { fallback });
+        }
     }
 }
 
