@@ -33,6 +33,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::TryFutureExt;
 use kailash_core::bulkhead::{Occupancy, Slots};
 use kailash_core::config::ConfigError;
 use kailash_core::time::Timestamp;
@@ -43,6 +44,7 @@ use crate::Name;
 use crate::clock::Clock;
 use crate::foreign::contained;
 use crate::histogram::{self, Histogram};
+use in_slot::InSlot;
 use line::{Ceiling, Entered, Line, NoPlace};
 use threads::Threads;
 use waiting::Waiter;
@@ -58,6 +60,7 @@ pub use waiting::Waiting;
 mod call;
 mod error;
 mod event;
+mod in_slot;
 mod job;
 mod line;
 mod manager;
@@ -400,30 +403,27 @@ impl Partition {
     ///
     /// # Errors
     /// When no slot could be had, the timeout passes, or the partition closes while the call waits.
-    pub async fn run<F: Future>(&self, future: F) -> Result<F::Output, RunError> {
-        self.run_with(Admission::default(), future).await
+    pub fn run<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, RunError>> {
+        self.run_with(Admission::default(), future)
     }
 
     /// Runs a future in a slot.
     ///
     /// # Errors
     /// As [`Partition::run`].
-    pub async fn run_with<F: Future>(
+    pub fn run_with<F: Future>(
         &self,
         admission: Admission,
         future: F,
-    ) -> Result<F::Output, RunError> {
-        let deadline = self.deadline(admission);
-        let permit = self.acquire_by(admission, deadline).await?.timed();
-        let future = CURRENT.scope(self.clone(), future);
-        let result = match deadline {
-            None => Ok(future.await),
-            Some((deadline, timeout)) => tokio::time::timeout_at(deadline, future)
-                .await
-                .map_err(|_| self.0.time_out(timeout).into()),
+    ) -> impl Future<Output = Result<F::Output, RunError>> {
+        let acquired = async move {
+            let deadline = self.deadline(admission);
+            let permit = self.acquire_by(admission, deadline).await?.timed();
+            Ok((permit, deadline))
         };
-        drop(permit);
-        result
+        // One after the other in the same place: written as an async function, it would hold the future
+        // once for each.
+        acquired.and_then(|(permit, deadline)| InSlot::new(permit, deadline, future))
     }
 
     /// Runs a blocking function in a slot and one of the partition's threads, with the partition's
@@ -489,8 +489,8 @@ impl Partition {
 
     /// Runs a future with this as the [`current`] partition, for callers that hold its slot in a way of
     /// their own.
-    pub async fn scope<F: Future>(&self, future: F) -> F::Output {
-        CURRENT.scope(self.clone(), future).await
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.clone(), future)
     }
 
     /// A slot for work that goes on after its call has given up, though none may be free.

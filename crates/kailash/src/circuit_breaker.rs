@@ -76,8 +76,6 @@ use crate::{ConfigError, Name};
 pub(crate) use classify::outcome_of;
 use context::{Audience, Context};
 use journal::{Journal, News};
-#[cfg(feature = "tower")]
-pub(crate) use permit::OnUnwind;
 use permit::ran;
 use rejected::Refused;
 

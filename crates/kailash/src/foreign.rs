@@ -1,4 +1,5 @@
-//! Code that is not ours and is called by us: those who log, and the wakers of those who wait.
+//! Code that is not ours and is called by us: the calls themselves, those who log, and the wakers of those who
+//! wait.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,5 +29,16 @@ struct Contained(Waker);
 impl Wake for Contained {
     fn wake(self: Arc<Self>) {
         contained(|| self.0.wake_by_ref());
+    }
+}
+
+/// Does something if it is dropped; who forgets it in time has not panicked.
+pub(crate) struct OnUnwind<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for OnUnwind<F> {
+    // So that what the closure refers to can be kept in registers.
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0();
     }
 }

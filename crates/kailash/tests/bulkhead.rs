@@ -88,6 +88,27 @@ impl Gate {
     }
 }
 
+#[tokio::test]
+async fn a_call_is_hardly_larger_than_what_it_makes_and_its_wait() {
+    let partition = partition(1, 0);
+    let ask = || {
+        let kibibyte = [1_u8; 1024];
+        async move {
+            yield_now().await;
+            Ok::<_, ()>(kibibyte.len())
+        }
+    };
+    let most = size_of_val(&ask()) + 512;
+    assert!(most > 1536, "it is held across its await");
+    let carried = ask();
+    let sizes = [
+        size_of_val(&partition.run(ask())),
+        size_of_val(&partition.call(ask)),
+        size_of_val(&partition.call(|| carried)),
+    ];
+    assert!(sizes.iter().all(|&size| size <= most), "{sizes:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn n_run_q_wait_and_one_more_is_refused() {
     let partition = partition(2, 3);
@@ -328,7 +349,9 @@ async fn blocking_work_may_be_cancelled_at_every_await_point() {
 async fn a_panic_in_a_future_gives_the_slot_back() {
     let partition = partition(1, 0);
     let call = partition.run(async { panic!("on purpose") });
-    assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());
+    let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
+    assert!(call.as_mut().await.is_err());
+    // Though what has panicked is still there.
     assert_whole(&partition);
 }
 

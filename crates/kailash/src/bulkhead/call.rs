@@ -3,6 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
+use futures_util::FutureExt;
+use futures_util::future::lazy;
+
 use super::{Admission, Closed, Full, Partition, RunError, TimedOut};
 use crate::refusal::source_behind;
 
@@ -44,28 +47,31 @@ impl Partition {
     /// # Errors
     /// When no slot could be had, the timeout passes, or the partition closes while the call waits;
     /// [`CallError::Inner`] with the call's own error.
-    pub async fn call<F, T, E>(&self, call: impl FnOnce() -> F) -> Result<T, CallError<E>>
+    pub fn call<F, T, E>(
+        &self,
+        call: impl FnOnce() -> F,
+    ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         F: Future<Output = Result<T, E>>,
     {
-        self.call_with(Admission::default(), call).await
+        self.call_with(Admission::default(), call)
     }
 
     /// Makes a call in a slot.
     ///
     /// # Errors
     /// As [`Partition::call`].
-    pub async fn call_with<F, T, E>(
+    pub fn call_with<F, T, E>(
         &self,
         admission: Admission,
         call: impl FnOnce() -> F,
-    ) -> Result<T, CallError<E>>
+    ) -> impl Future<Output = Result<T, CallError<E>>>
     where
         F: Future<Output = Result<T, E>>,
     {
-        let call = async { call().await };
-        let result = self.run_with(admission, call).await?;
-        result.map_err(CallError::Inner)
+        let made_in_its_slot = lazy(|_| call()).flatten();
+        let run = self.run_with(admission, made_in_its_slot);
+        run.map(|ran| ran?.map_err(CallError::Inner))
     }
 
     /// Makes a blocking call in a slot and one of the partition's threads, with the partition's priority and

@@ -8,6 +8,7 @@ use kailash_core::circuit_breaker as machine;
 use kailash_core::time::Timestamp;
 
 use super::{CircuitBreaker, Outcome, Rejected};
+use crate::foreign::OnUnwind;
 
 /// Leave to make one call, which borrows its breaker.
 ///
@@ -207,16 +208,5 @@ impl Drop for Call<'_> {
     #[inline]
     fn drop(&mut self) {
         self.end(Outcome::Cancelled);
-    }
-}
-
-/// Does something if it is dropped; who forgets it in time has not panicked.
-pub(crate) struct OnUnwind<F: FnMut()>(pub(crate) F);
-
-impl<F: FnMut()> Drop for OnUnwind<F> {
-    // So that what the closure refers to can be kept in registers.
-    #[inline(always)]
-    fn drop(&mut self) {
-        self.0();
     }
 }

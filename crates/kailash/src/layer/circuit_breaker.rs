@@ -39,7 +39,8 @@ use tower_service::Service;
 pub use classify::{BoxedRefusalIsIgnored, Classify, ErrIsFailure, RefusalIsIgnored};
 pub use http::{HttpStatus, http_outcome};
 
-use crate::circuit_breaker::{Admission, CallError, CircuitBreaker, OnUnwind, Refusal, Rejected};
+use crate::circuit_breaker::{Admission, CallError, CircuitBreaker, Refusal, Rejected};
+use crate::foreign::OnUnwind;
 
 /// Puts services behind a circuit breaker.
 ///
