@@ -15,6 +15,7 @@ import pickle
 import pydoc
 import sys
 import threading
+import traceback
 import tracemalloc
 import types
 import typing
@@ -1024,6 +1025,30 @@ def test_a_classifier_runs_as_the_handler_of_the_exception() -> None:
     assert isinstance(raised.value.__context__, ValueError)
     assert guard(lambda: 1)() == 1 and seen[2:] == [None]
     assert counted(guard) == (1, 2)
+
+
+async def test_a_classifier_sees_where_the_exception_came_from() -> None:
+    seen: list[str] = []
+
+    def asks(outcome: Any) -> bool:
+        seen.append(traceback.format_exc())
+        return outcome.__traceback__ is not None
+
+    guard = breaker(is_failure=asks)
+
+    def where() -> None:
+        raise ValueError
+
+    async def awaited() -> None:
+        where()
+
+    for call in (lambda: guard(where)(), lambda: asyncio.run(guard(awaited)())):
+        with pytest.raises(ValueError) as caught:
+            await asyncio.to_thread(call)
+        assert caught.traceback[-1].name == "where"
+    assert all("in where" in each for each in seen) and counted(guard) == (0, 2)
+
+
 
 
 async def test_a_classifier_judges_async_calls_too() -> None:

@@ -177,6 +177,11 @@ fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
     let Some(error) = PyErr::take(py) else {
         return Outcome::Failure;
     };
+    if let Some(traceback) = error.traceback(py) {
+        // As an `except` clause does it: before it, the exception itself does not know.
+        // SAFETY: the lock is held.
+        unsafe { ffi::PyException_SetTraceback(error.value(py).as_ptr(), traceback.as_ptr()) };
+    }
     let (outcome, judged) = breaker.judge().error(error.value(py));
     judged.err().unwrap_or(error).restore(py);
     outcome
