@@ -1049,6 +1049,32 @@ async def test_a_classifier_sees_where_the_exception_came_from() -> None:
     assert all("in where" in each for each in seen) and counted(guard) == (0, 2)
 
 
+@pytest.mark.parametrize("ends_by", ["return", "raise", "throw"])
+async def test_a_stop_iteration_from_a_classifier_ends_an_async_call(ends_by: str) -> None:
+    def broken(outcome: object) -> bool:
+        return bool(next(iter(())))
+
+    guard = breaker(is_failure=broken)
+
+    @guard
+    async def call() -> str:
+        if ends_by == "raise":
+            raise ValueError
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60 if ends_by == "throw" else 0)
+        return "done"
+
+    task = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    if ends_by == "throw":
+        task.cancel()
+    # Not `wait_for`: it would wait for a task that cannot end.
+    await asyncio.wait([task], timeout=10)
+    assert task.done()
+    error = task.exception()
+    # As Python has it of a coroutine that raises one.
+    assert type(error) is RuntimeError and str(error) == "coroutine raised StopIteration"
+    assert isinstance(error.__cause__, StopIteration) and counted(guard) == (0, 1)
 
 
 async def test_a_classifier_judges_async_calls_too() -> None:

@@ -25,7 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use kailash::circuit_breaker::{Outcome, Permit, Rejected};
-use pyo3::exceptions::PyStopIteration;
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
@@ -185,6 +185,17 @@ fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
     let (outcome, judged) = breaker.judge().error(error.value(py));
     judged.err().unwrap_or(error).restore(py);
     outcome
+}
+
+/// What a judge raised, as a coroutine may raise it: a `StopIteration` would say that it returned,
+/// and a task that sees one as an error never ends.
+fn no_stop(py: Python<'_>, raised: PyErr) -> PyErr {
+    if !raised.is_instance_of::<PyStopIteration>(py) {
+        return raised;
+    }
+    let error = PyRuntimeError::new_err("coroutine raised StopIteration");
+    error.set_cause(py, Some(raised));
+    error
 }
 
 #[repr(C)]
@@ -548,7 +559,7 @@ impl Coroutine {
                     if let Err(raised) = Self::end_with(this, &value) {
                         drop(value);
                         clear(result);
-                        raised.restore(attached());
+                        no_stop(attached(), raised).restore(attached());
                         return ffi::PySendResult::PYGEN_ERROR;
                     }
                 }
@@ -598,7 +609,8 @@ impl Coroutine {
                 Ok(value) => Self::end_with(this, &value),
                 Err(error) => Err(error),
             };
-            judged.err().unwrap_or(stop).restore(py);
+            let raised = judged.map_err(|raised| no_stop(py, raised));
+            raised.err().unwrap_or(stop).restore(py);
         }
     }
 
@@ -656,6 +668,12 @@ impl Coroutine {
                 None => Outcome::Ignored,
             };
             Self::end(this, outcome);
+            // A coroutine raises none, so it is the judge's.
+            if ffi::PyErr_ExceptionMatches(ffi::PyExc_StopIteration) != 0
+                && let Some(raised) = PyErr::take(attached())
+            {
+                no_stop(attached(), raised).restore(attached());
+            }
         }
     }
 
