@@ -648,6 +648,27 @@ async def test_a_call_obeys_the_protocol_of_coroutines() -> None:
         assert end.value.args == native.args and repr(end.value) == repr(native)
 
 
+async def test_a_call_that_is_awaited_by_two_is_that_of_the_first() -> None:
+    guard, go = breaker(), asyncio.Event()
+
+    @guard
+    async def call() -> str:
+        await go.wait()
+        return "done"
+
+    shared = call()
+
+    async def wait() -> str:
+        return await shared
+
+    first, second = asyncio.create_task(wait()), asyncio.create_task(wait())
+    await asyncio.wait([second], timeout=10)
+    go.set()
+    assert await first == "done" and counted(guard) == (1, 0)
+    with pytest.raises(RuntimeError, match="coroutine is being awaited already"):
+        await second
+
+
 def test_a_coroutine_leaves_nothing_of_its_result_behind() -> None:
     guard = breaker()
 

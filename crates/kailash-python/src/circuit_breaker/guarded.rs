@@ -896,6 +896,19 @@ unsafe extern "C" fn coroutine_close(slf: Object, _: Object) -> Object {
     })
 }
 
+/// What `await` steps through. While it waits for something it is somebody's already, whose result
+/// another would take.
+unsafe extern "C" fn coroutine_await(slf: Object) -> Object {
+    // SAFETY: called by Python, on an object of this type.
+    unsafe {
+        if (*slf.cast::<Coroutine>()).stage == Stage::Suspended {
+            raise(Kind::Runtime, c"coroutine is being awaited already");
+            return null_mut();
+        }
+        itself(slf)
+    }
+}
+
 unsafe extern "C" fn itself(slf: Object) -> Object {
     // SAFETY: called by Python.
     unsafe { ffi::Py_NewRef(slf) }
@@ -1023,7 +1036,7 @@ fn coroutine_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     ];
     let slots = vec![
         slot(ffi::Py_am_send, coroutine_am_send as *mut c_void),
-        slot(ffi::Py_am_await, itself as *mut c_void),
+        slot(ffi::Py_am_await, coroutine_await as *mut c_void),
         slot(ffi::Py_tp_iter, itself as *mut c_void),
         slot(ffi::Py_tp_iternext, coroutine_next as *mut c_void),
         slot(ffi::Py_tp_getattro, coroutine_attribute as *mut c_void),
