@@ -305,6 +305,13 @@ def test_introspection_sees_the_function_that_was_decorated(guarded: Any) -> Non
         type(guarded)()
 
 
+def test_what_has_no_name_can_be_copied_and_is_not_pickled() -> None:
+    guarded = breaker()(functools.partial(int, "5"))
+    assert copy.copy(guarded) is guarded is copy.deepcopy(guarded)
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(guarded)
+
+
 def test_a_cache_can_lie_on_top() -> None:
     calls = []
 

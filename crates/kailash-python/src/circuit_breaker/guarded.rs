@@ -359,10 +359,18 @@ unsafe extern "C" fn function_repr(slf: Object) -> Object {
     }
 }
 
-/// Pickled and copied as functions are: by name.
+/// Pickled and copied as functions are: by name, so that a copy is itself. What has none can be
+/// copied too, and is nowhere to be found for pickle.
 unsafe extern "C" fn function_reduce(slf: Object, _: Object) -> Object {
     // SAFETY: called by Python, on an object of this type.
-    unsafe { ffi::PyObject_GetAttrString(slf, c"__qualname__".as_ptr()) }
+    unsafe {
+        let name = ffi::PyObject_GetAttrString(slf, c"__qualname__".as_ptr());
+        if !name.is_null() || ffi::PyErr_ExceptionMatches(ffi::PyExc_AttributeError) == 0 {
+            return name;
+        }
+        ffi::PyErr_Clear();
+        ffi::PyObject_Repr(slf)
+    }
 }
 
 unsafe extern "C" fn function_traverse(
