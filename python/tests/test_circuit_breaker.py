@@ -23,6 +23,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 from kailash.core.resilience.bulkhead import BulkheadFullError
@@ -303,6 +304,29 @@ def test_introspection_sees_the_function_that_was_decorated(guarded: Any) -> Non
         guarded.no_such_attribute
     with pytest.raises(TypeError):
         type(guarded)()
+
+
+def test_a_guarded_function_is_taken_for_a_function_and_other_callables_are_not() -> None:
+    guard = breaker()
+
+    @guard
+    def call(first: int, *, second: int = 2) -> int:
+        return first + second
+
+    @guard
+    @guard
+    async def awaited() -> None: ...
+
+    for each in (call, awaited):
+        assert isinstance(each, types.FunctionType) and inspect.isfunction(each)
+        assert inspect.isroutine(each) and not inspect.ismethoddescriptor(each)
+    for other in (functools.partial(int), len, str, "".join):
+        assert not inspect.isfunction(guard(other))
+    # What frameworks do with functions only.
+    spec = create_autospec(call)
+    with pytest.raises(TypeError):
+        spec()
+    assert copy.copy(call) is call and type(call) is not types.FunctionType
 
 
 def test_what_has_no_name_can_be_copied_and_is_not_pickled() -> None:

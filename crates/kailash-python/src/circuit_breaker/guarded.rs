@@ -46,6 +46,7 @@ unsafe extern "C" {
 static FUNCTION: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static METHOD: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static PLAIN_FUNCTION: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static STOP: PyOnceLock<Stop> = PyOnceLock::new();
 
 /// Makes the two types and puts them into the module.
@@ -54,6 +55,8 @@ pub(crate) fn add_types(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let types = py.import("types")?;
     let method = types.getattr("MethodType")?.cast_into::<PyType>()?;
     METHOD.get_or_init(py, || method.unbind());
+    let plain = types.getattr("FunctionType")?.cast_into::<PyType>()?;
+    PLAIN_FUNCTION.get_or_init(py, || plain.unbind());
     let stop = Stop::new(&py.get_type::<PyStopIteration>())?;
     STOP.get_or_init(py, || stop);
     for (cell, made) in [
@@ -351,6 +354,20 @@ unsafe extern "C" fn function_attribute(slf: Object, name: Object) -> Object {
     }
 }
 
+/// `isinstance` and `inspect` take it for the function that it stands for, if it is one: frameworks
+/// that know functions and methods alone take any other callable apart.
+unsafe extern "C" fn function_class(slf: Object, _: *mut c_void) -> Object {
+    // SAFETY: called by Python, on an object of this type.
+    unsafe {
+        let plain = type_of(attached(), &PLAIN_FUNCTION).cast();
+        match ffi::PyObject_IsInstance((*slf.cast::<Function>()).function, plain) {
+            0 => ffi::Py_NewRef(ffi::Py_TYPE(slf).cast()),
+            1 => ffi::Py_NewRef(plain),
+            _ => null_mut(),
+        }
+    }
+}
+
 unsafe extern "C" fn function_repr(slf: Object) -> Object {
     // SAFETY: called by Python, on an object of this type.
     unsafe {
@@ -438,6 +455,11 @@ fn function_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
             name: c"__dict__".as_ptr(),
             get: Some(ffi::PyObject_GenericGetDict),
             set: Some(ffi::PyObject_GenericSetDict),
+            ..ffi::PyGetSetDef::default()
+        },
+        ffi::PyGetSetDef {
+            name: c"__class__".as_ptr(),
+            get: Some(function_class),
             ..ffi::PyGetSetDef::default()
         },
         ffi::PyGetSetDef::default(),
