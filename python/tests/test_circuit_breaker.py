@@ -1362,6 +1362,38 @@ async def test_rejections_of_inner_layers_are_neutral() -> None:
     assert outer.metrics.total_calls == 0
 
 
+@pytest.mark.parametrize("classifier", [None, lambda outcome: outcome is not None])
+async def test_a_group_of_nothing_but_refusals_and_excluded_exceptions_is_neutral(
+    classifier: Callable[[Any], bool] | None,
+) -> None:
+    inner = breaker(failure_threshold=1)
+    inner.record_failure()
+    outer = breaker(excluded_exceptions=[KeyError], is_failure=classifier)
+
+    @inner
+    async def refused() -> None:
+        raise AssertionError("never called")
+
+    @outer
+    async def fan_out() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(refused())
+            tasks.create_task(refused())
+
+    with pytest.raises(ExceptionGroup):
+        await fan_out()
+
+    def judged(error: Exception) -> int:
+        with suppress(ExceptionGroup), outer:
+            raise error
+        return outer.metrics.failed_calls
+
+    refusal = CircuitBreakerError("inner", "open", None, "told", True)
+    nested = ExceptionGroup("nested", [KeyError(), ExceptionGroup("deeper", [refusal])])
+    assert judged(nested) == outer.metrics.total_calls == 0
+    assert judged(ExceptionGroup("mixed", [nested, ValueError()])) == 1
+
+
 async def test_cancelled_probes_give_their_slots_back_and_decide_nothing() -> None:
     guard = breaker(
         failure_threshold=1, recovery_timeout=0.01, half_open_requests=2, success_threshold=3

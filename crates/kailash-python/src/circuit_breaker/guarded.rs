@@ -174,7 +174,7 @@ fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
     let is = |class: Object| unsafe { ffi::PyErr_ExceptionMatches(class) != 0 };
     // SAFETY: as above.
     let is_exception = is(unsafe { ffi::PyExc_Exception });
-    if let Some(outcome) = breaker.judge().class(is_exception, is) {
+    if let Some(outcome) = breaker.judge().class(py, is_exception, is) {
         return outcome;
     }
     let Some(error) = PyErr::take(py) else {

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use kailash::circuit_breaker::Outcome;
-use pyo3::exceptions::PyException;
+use pyo3::exceptions::{PyBaseExceptionGroup, PyException};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyType};
-use pyo3::{PyTraverseError, PyVisit, ffi};
+use pyo3::{PyTraverseError, PyVisit, ffi, intern};
 
 use super::guarded;
 use crate::calling;
@@ -104,8 +104,9 @@ impl Judge {
     #[inline]
     pub(super) fn class(
         &self,
+        py: Python<'_>,
         is_exception: bool,
-        is: impl FnOnce(*mut ffi::PyObject) -> bool,
+        is: impl Fn(*mut ffi::PyObject) -> bool,
     ) -> Option<Outcome> {
         if !is_exception {
             return Some(Outcome::Cancelled);
@@ -115,12 +116,12 @@ impl Judge {
         if !rules.goes_by_class || rules.is_failure.is_some() || rules.retry_after.is_some() {
             return None;
         }
-        let is_neutral = is(neutral.as_ptr());
-        Some(if is_neutral {
-            Outcome::Ignored
-        } else {
-            Outcome::Failure
-        })
+        if is(neutral.as_ptr()) {
+            return Some(Outcome::Ignored);
+        }
+        // Its class does not tell what a group has in it.
+        let group = py.get_type::<PyBaseExceptionGroup>();
+        (!is(group.as_ptr())).then_some(Outcome::Failure)
     }
 
     /// How a call ended that raised, and what the judge raised in its turn.
@@ -130,7 +131,7 @@ impl Judge {
         }
         let rules = self.rules.load_full();
         if let Some(neutral) = &rules.neutral {
-            match is_instance(error, neutral.bind(error.py())) {
+            match is_neutral(error, neutral.bind(error.py())) {
                 Ok(true) => return (Outcome::Ignored, Ok(())),
                 Ok(false) => {}
                 Err(raised) => return (Outcome::Failure, Err(raised)),
@@ -154,6 +155,26 @@ impl Judge {
             Ok(false) => (Outcome::Success, Ok(())),
             Ok(true) => rules.failed(outcome),
             Err(raised) => (Outcome::Failure, Err(raised)),
+        }
+    }
+}
+
+/// Whether it is of one of these classes, or a group of nothing else, as of tasks that an inner
+/// breaker refused.
+fn is_neutral(error: &Bound<'_, PyAny>, classes: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    let mut left = Vec::new();
+    let mut error = error.clone();
+    loop {
+        if !is_instance(&error, classes)? {
+            if !error.is_instance_of::<PyBaseExceptionGroup>() {
+                return Ok(false);
+            }
+            let members = error.getattr(intern!(error.py(), "exceptions"))?;
+            left.extend(members.cast_into::<PyTuple>()?.iter());
+        }
+        match left.pop() {
+            Some(next) => error = next,
+            None => return Ok(true),
         }
     }
 }

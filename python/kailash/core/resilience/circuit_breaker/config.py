@@ -17,15 +17,15 @@ __all__ = ["FIELDS", "JUDGES", "CircuitBreakerConfig", "checked"]
 class CircuitBreakerConfig:
     """The settings of a circuit breaker; durations in seconds, checked when it is made.
 
-    `excluded_exceptions` count neither as success nor as failure. `is_failure` is asked about each
-    result and each other exception, and answers whether it counts as a failure. `None` switches off
-    a rate, slow calls, or the counting of cancelled calls. `window="time"` makes the rates look at
-    the last `window_duration` instead of the last `window_size` calls. With `overdue_calls_enabled` a
-    call counts as slow while it still runs, and as failed too if it fails in the end. No call is slow
-    unless both `slow_call_threshold` and `slow_call_rate_threshold` are set. With `ramp_enabled` a
-    growing share of the calls passes before the breaker closes. `retry_after` is asked about each
-    failure how many seconds the dependency wants to be left alone, if it says so: that is then how
-    long an opening lasts.
+    `excluded_exceptions` count neither as success nor as failure, nor do groups of nothing else.
+    `is_failure` is asked about each result and each other exception, and answers whether it counts as a
+    failure. `None` switches off a rate, slow calls, or the counting of cancelled calls. `window="time"`
+    makes the rates look at the last `window_duration` instead of the last `window_size` calls. With
+    `overdue_calls_enabled` a call counts as slow while it still runs, and as failed too if it fails in
+    the end. No call is slow unless both `slow_call_threshold` and `slow_call_rate_threshold` are set.
+    With `ramp_enabled` a growing share of the calls passes before the breaker closes. `retry_after` is
+    asked about each failure how many seconds the dependency wants to be left alone, if it says so: that
+    is then how long an opening lasts.
     """
 
     failure_threshold: int = 5
