@@ -135,6 +135,14 @@ def test_a_value_of_the_wrong_type_is_named(field: str, wrong: object) -> None:
     assert error.field == field and error.allowed
 
 
+@pytest.mark.parametrize("wrong", [10**400, -(10**400), 10**5000], ids=["many", "negative", "more"])
+@pytest.mark.parametrize("field", ["failure_threshold", "recovery_timeout", "error_rate_threshold"])
+def test_a_number_that_is_too_large_for_anything_is_out_of_range(field: str, wrong: int) -> None:
+    with pytest.raises(ValueError, match=f"{field}: .* is not allowed") as caught:
+        CircuitBreakerConfig(**{field: wrong})  # type: ignore[arg-type]
+    assert cast(Any, caught.value).value is wrong
+
+
 def test_none_switches_rates_and_slow_calls_off() -> None:
     config = CircuitBreakerConfig(
         error_rate_threshold=None, slow_call_threshold=None, slow_call_rate_threshold=None

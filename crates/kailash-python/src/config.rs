@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kailash::ConfigError;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyType};
@@ -131,9 +132,14 @@ pub(crate) fn number(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<
     if value.is_instance_of::<PyBool>() {
         return Err(wrong_type(field, value, "a number"));
     }
-    value
-        .extract()
-        .map_err(|_| wrong_type(field, value, "a number"))
+    match value.extract::<f64>() {
+        // A whole number too large for any range.
+        Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => {
+            let is_negative = value.lt(0)?;
+            Ok(f64::INFINITY.copysign(if is_negative { -1.0 } else { 1.0 }))
+        }
+        read => read.map_err(|_| wrong_type(field, value, "a number")),
+    }
 }
 
 /// The duration of an argument in seconds.

@@ -5,6 +5,15 @@ from __future__ import annotations
 __all__ = ["ConfigError", "ConfigTypeError"]
 
 
+def _message(field: str, value: object, allowed: str) -> str:
+    try:
+        shown = repr(value)
+    except Exception:
+        # A whole number of more digits than Python writes, for one.
+        shown = object.__repr__(value)
+    return f"{field}: {shown} is not allowed, {allowed} is"
+
+
 class ConfigError(ValueError):
     """A configuration value that is not allowed.
 
@@ -18,7 +27,7 @@ class ConfigError(ValueError):
         self.allowed = allowed
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.value!r} is not allowed, {self.allowed} is"
+        return _message(self.field, self.value, self.allowed)
 
 
 class ConfigTypeError(TypeError):
@@ -31,4 +40,4 @@ class ConfigTypeError(TypeError):
         self.allowed = allowed
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.value!r} is not allowed, {self.allowed} is"
+        return _message(self.field, self.value, self.allowed)
