@@ -60,6 +60,11 @@ def counted(guard: CircuitBreaker) -> tuple[int, int]:
     return metrics.successful_calls, metrics.failed_calls
 
 
+class Awaited:
+    async def __call__(self, outcome: object) -> bool:
+        return False
+
+
 _module_breaker = breaker()
 
 
@@ -126,6 +131,8 @@ def test_a_value_out_of_range_is_named(field: str, wrong: float) -> None:
         ("excluded_exceptions", ["ValueError"]),
         ("excluded_exceptions", [int]),
         ("is_failure", 5),
+        ("is_failure", asyncio.sleep),
+        ("retry_after", Awaited()),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(field: str, wrong: object) -> None:

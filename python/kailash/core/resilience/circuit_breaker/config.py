@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -62,10 +63,14 @@ class CircuitBreakerConfig:
                 raise ConfigTypeError("excluded_exceptions", each, allowed)
         # A copy: whoever owns the list may change it later.
         object.__setattr__(self, "excluded_exceptions", list(excluded))
-        if self.is_failure is not None and not callable(self.is_failure):
-            raise ConfigTypeError("is_failure", self.is_failure, "a function or None")
-        if self.retry_after is not None and not callable(self.retry_after):
-            raise ConfigTypeError("retry_after", self.retry_after, "a function or None")
+        for judge in ("is_failure", "retry_after"):
+            function = getattr(self, judge)
+            # What an async one answers is a coroutine, which is true whatever it would say.
+            is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+                getattr(type(function), "__call__", None)
+            )
+            if is_async or not (function is None or callable(function)):
+                raise ConfigTypeError(judge, function, "a function that is not async, or None")
         _native.check_circuit_breaker_config(self)
         object.__setattr__(self, "initial_state", CircuitState(self.initial_state))
 
