@@ -919,6 +919,29 @@ async def test_an_async_generator_is_guarded_alike() -> None:
         [n async for n in rows(False)]
 
 
+def test_a_loop_that_ends_closes_an_async_generator_once() -> None:
+    guard, kept, told, ended = breaker(), list[object](), list[object](), list[int]()
+
+    @guard
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            ended.append(1)
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        # More than one: in which order a loop ends them is chance.
+        for _ in range(10):
+            kept.append(begun := items())
+            await anext(begun)
+
+    asyncio.run(leave())
+    assert ended == [1] * 10 and not told and guard.metrics.total_calls == 0
+
+
 async def test_blocks_are_guarded() -> None:
     guard = breaker(failure_threshold=2)
     with guard as entered:

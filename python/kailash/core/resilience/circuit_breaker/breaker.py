@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -437,7 +438,7 @@ class CircuitBreaker:
             permit = self._native.acquire_unwatched()
             try:
                 generator = function(*args, **kwargs)
-                item = await generator.__anext__()
+                item = await _first(generator)
                 while True:
                     permit.pause()
                     try:
@@ -641,9 +642,22 @@ def _makes_coroutines(function: Callable[..., Any]) -> bool:
     """Whether each call of this async function gives a coroutine of its own."""
     function = getattr(function, "__func__", function)
     function = inspect.unwrap(function, stop=lambda it: not isinstance(it, _native.GuardedFunction))
-    return isinstance(function, FunctionType) and bool(
-        function.__code__.co_flags & inspect.CO_COROUTINE
-    )
+    return bool(_code_flags(function) & inspect.CO_COROUTINE)
+
+
+def _first(generator: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+    """Begins a generator that its owner ends: a loop that ends all that began on it would end both
+    at once, which the second must fail at."""
+    known = sys.get_asyncgen_hooks().firstiter
+    sys.set_asyncgen_hooks(firstiter=None)
+    try:
+        return generator.__anext__()
+    finally:
+        sys.set_asyncgen_hooks(firstiter=known)
+
+
+def _code_flags(function: Callable[..., Any]) -> int:
+    return function.__code__.co_flags if isinstance(function, FunctionType) else 0
 
 
 def _awaiting(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
