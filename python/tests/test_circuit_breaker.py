@@ -408,6 +408,55 @@ async def test_an_async_callable_is_awaited() -> None:
     assert counted(guard) == (0, 2)
 
 
+async def test_a_callable_object_is_guarded_as_what_its_calls_give() -> None:
+    class Items:
+        def __call__(self) -> Iterator[int]:
+            yield 1
+            raise ValueError
+
+    class AwaitedItems:
+        async def __call__(self) -> AsyncIterator[int]:
+            yield 1
+            raise ValueError
+
+    guard = breaker()
+    items, awaited_items = guard(Items()), guard(AwaitedItems())
+    assert inspect.isgeneratorfunction(items) and inspect.isasyncgenfunction(awaited_items)
+    with pytest.raises(ValueError):
+        list(items())
+    with pytest.raises(ValueError):
+        list(guard.call(Items()))
+    with pytest.raises(ValueError):
+        async for _ in awaited_items():
+            pass
+    assert counted(guard) == (0, 3)
+
+
+def test_a_class_makes_objects_though_calls_of_these_are_async() -> None:
+    guard = breaker()
+    assert isinstance(guard(Awaited)(), Awaited) and isinstance(guard.call(Awaited), Awaited)
+    assert counted(guard) == (2, 0)
+
+
+async def test_a_generator_that_is_there_to_be_awaited_stays_awaitable() -> None:
+    guard = breaker()
+
+    @guard
+    @types.coroutine
+    def steps(fails: bool) -> Iterator[None]:
+        yield
+        if fails:
+            raise ValueError
+
+    async def call(fails: bool) -> None:
+        await steps(fails)
+
+    await call(False)
+    with pytest.raises(ValueError):
+        await call(True)
+    assert counted(guard) == (1, 1)
+
+
 async def test_guards_can_lie_on_guards() -> None:
     outer, inner = breaker(), breaker()
 

@@ -381,16 +381,16 @@ class CircuitBreaker:
         """Guards a function, an async function, a generator, an async generator or a method."""
         if isinstance(function, (staticmethod, classmethod)):
             return cast(_F, type(function)(self(function.__func__)))
-        if inspect.isasyncgenfunction(function):
+        if _is(inspect.isasyncgenfunction, function):
             return cast(_F, self._guard_async_generator(function))
-        if inspect.isgeneratorfunction(function):
+        if _is_generator(function):
             return cast(_F, self._guard_generator(function))
         guarded = self._guard(function)
         return cast(_F, functools.update_wrapper(guarded, function))
 
     def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Calls `function` once through the breaker; await the answer of an async one."""
-        is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        is_generator = _is_generator(function) or _is(inspect.isasyncgenfunction, function)
         guarded = self(function) if is_generator else self._guard(function)
         return cast(_R, guarded(*args, **kwargs))
 
@@ -633,9 +633,21 @@ class _Judged:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )
+    # A generator that `types.coroutine` has marked is there to be awaited.
+    is_marked = bool(_code_flags(function) & inspect.CO_ITERABLE_COROUTINE)
+    return is_marked or _is(inspect.iscoroutinefunction, function)
+
+
+def _is_generator(function: Callable[..., Any]) -> bool:
+    return _is(inspect.isgeneratorfunction, function) and not _is_async(function)
+
+
+def _is(kind: Callable[[object], bool], function: Callable[..., Any]) -> bool:
+    """Whether to call this gives what a function of this kind gives."""
+    if isinstance(function, FunctionType):
+        return kind(function)
+    # To call a class makes an object, whatever calling that may do.
+    return kind(function) or kind(getattr(type(function), "__call__", None))
 
 
 def _makes_coroutines(function: Callable[..., Any]) -> bool:
