@@ -861,6 +861,13 @@ async def test_a_task_can_be_cancelled_at_every_await(way: int, steps: int, prob
     assert guard.metrics.total_calls == before + 1 and guard.state is CircuitState.CLOSED
 
 
+def test_call_passes_arguments_on_whatever_their_names() -> None:
+    def named(**names: int) -> dict[str, int]:
+        return names
+
+    assert breaker().call(named, self=1, function=2) == {"self": 1, "function": 2}
+
+
 async def test_call_runs_a_function_once() -> None:
     guard = ConnectionCircuitBreaker(CircuitBreakerConfig(failure_threshold=1))
 

@@ -388,7 +388,7 @@ class CircuitBreaker:
         guarded = self._guard(function)
         return cast(_F, functools.update_wrapper(guarded, function))
 
-    def call(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Calls `function` once through the breaker; await the answer of an async one."""
         is_generator = _is_generator(function) or _is(inspect.isasyncgenfunction, function)
         guarded = self(function) if is_generator else self._guard(function)
