@@ -606,6 +606,24 @@ async def test_an_awaitable_from_a_sync_function_is_judged_at_its_end() -> None:
     assert guard.state is CircuitState.OPEN
 
 
+async def test_an_error_of_a_task_that_nobody_asks_is_still_told() -> None:
+    guard, told = breaker(), list[str]()
+
+    async def fails() -> None:
+        raise ValueError
+
+    @guard
+    def begin() -> asyncio.Task[None]:
+        return asyncio.create_task(fails())
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    begin()
+    await until(lambda: counted(guard) == (0, 1))
+    gc.collect()
+    assert told == ["Task exception was never retrieved"]
+
+
 async def test_an_awaitable_context_manager_stays_one() -> None:
     guard, left = breaker(failure_threshold=1), []
 

@@ -469,7 +469,8 @@ class CircuitBreaker:
             def settle(future: asyncio.Future[Any]) -> None:
                 if future.cancelled():
                     permit.cancel()
-                elif (error := future.exception()) is not None:
+                # Not by `exception()`: of an error that nobody asked for the loop tells.
+                elif (error := future._exception) is not None:
                     permit.fail(error)
                 else:
                     permit.succeed(future.result())
