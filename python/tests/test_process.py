@@ -1006,3 +1006,33 @@ def test_a_wait_after_the_library_has_ended_is_answered() -> None:
         """
     )
     assert done.split() == ["answered", "answered", "open"]
+
+
+def test_a_second_interpreter_is_refused_and_harms_the_first_in_nothing() -> None:
+    done = check(
+        """
+        import importlib.util
+        from kailash.core.resilience.circuit_breaker import CircuitBreaker, CircuitBreakerError
+
+        names = "_interpreters", "_xxsubinterpreters"
+        found = [name for name in names if importlib.util.find_spec(name)]
+        interpreters = importlib.import_module(found[0])
+        second = interpreters.create()
+        interpreters.run_string(second, '''if True:
+            try:
+                import kailash.core.resilience.circuit_breaker
+            except ImportError:
+                print("refused", flush=True)
+        ''')
+        interpreters.destroy(second)
+        guard = CircuitBreaker()
+        guard.force_open()
+        try:
+            guard.call(int)
+        except CircuitBreakerError:
+            print("works")
+        """
+    )
+    assert done.split() == ["refused", "works"]
+
+

@@ -2,8 +2,13 @@
 //!
 //! asyncio is a shell as tokio is. No Python coroutine runs on a tokio thread, no tokio thread ever
 //! takes Python's lock, and Python's lock is never held while Rust waits.
+//!
+//! It serves one interpreter of a process. What it keeps for the process, such as the class of its
+//! errors, is that interpreter's.
 
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 
 mod bulkhead;
 mod calling;
@@ -15,6 +20,18 @@ mod histogram;
 mod runtime;
 mod threads;
 mod workflow;
+
+/// Refuses every interpreter but the first that loaded this; CPython itself does so from 3.12 on.
+fn stay_in_one_interpreter(py: Python<'_>) -> PyResult<()> {
+    static HOME: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    // Each interpreter has its own.
+    let sys = py.import("sys")?;
+    if HOME.get_or_init(py, || sys.clone().unbind()).is(&sys) {
+        return Ok(());
+    }
+    let message = "kailash is loaded in another interpreter of this process, and works in one only";
+    Err(PyImportError::new_err(message))
+}
 
 /// The compiled half of the package; its surface is listed here once.
 #[pymodule]
@@ -55,6 +72,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::stay_in_one_interpreter(module.py())?;
         crate::circuit_breaker::add_types(module)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
