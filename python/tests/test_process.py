@@ -1036,3 +1036,27 @@ def test_a_second_interpreter_is_refused_and_harms_the_first_in_nothing() -> Non
     assert done.split() == ["refused", "works"]
 
 
+def test_where_threading_starts_no_threads_waits_are_refused_and_calls_work() -> None:
+    done = check(
+        """
+        import threading
+
+        class Green(threading.Thread):
+            # As patched by gevent: all runs on the thread that starts it.
+            def start(self):
+                self.run()
+
+        threading.Thread = Green
+        from kailash.core.resilience.circuit_breaker import CircuitBreaker
+
+        guard = CircuitBreaker()
+        print(guard.call(lambda: "called"))
+        guard.force_open()
+        for needs_threads in (guard.ready_sync, lambda: guard.subscribe(print)):
+            try:
+                needs_threads()
+            except RuntimeError as error:
+                print("threads of the system" in str(error))
+        """
+    )
+    assert done.split() == ["called", "True", "True"]

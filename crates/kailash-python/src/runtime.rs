@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -74,6 +75,8 @@ impl Process {
             py,
             Courier {
                 waiting: Mutex::new(waiting),
+                starter: thread::current().id(),
+                is_green: AtomicBool::new(false),
             },
         )?;
         settings.set_item("target", courier.getattr("run")?)?;
@@ -84,6 +87,10 @@ impl Process {
             .getattr("Thread")?
             .call((), Some(&settings))?;
         thread.call_method0("start")?;
+        if courier.get().is_green.load(Ordering::Acquire) {
+            let message = "kailash needs threads of the system here, and `threading` starts others";
+            return Err(PyRuntimeError::new_err(message));
+        }
         *lock(&self.thread) = Some(thread.unbind());
         Ok(())
     }
@@ -97,7 +104,8 @@ impl Process {
 }
 
 /// # Errors
-/// `RuntimeError` if no threads are to be had: there are too many, or the interpreter is ending.
+/// `RuntimeError` if no threads are to be had: there are too many, the interpreter is ending, or
+/// `threading` was patched to start none of the system's.
 fn process() -> PyResult<Arc<Process>> {
     if let Some(process) = &*PROCESS.load() {
         return Ok(Arc::clone(process));
@@ -148,7 +156,7 @@ thread_local! {
 /// Keeps a thread that has let go of Python's lock from asking for it in an interpreter that ends.
 pub(crate) fn stay_away_at_the_end() {
     while IS_ENDING.load(Ordering::Acquire) && !ENDS_IT.get() {
-        std::thread::park();
+        thread::park();
     }
 }
 
@@ -398,12 +406,20 @@ pub(crate) fn clock(manual: Option<&ManualClock>) -> Clock {
 #[pyclass(frozen, module = "kailash._native")]
 pub(crate) struct Courier {
     waiting: Mutex<Receiver<Parcel>>,
+    starter: ThreadId,
+    /// Whether it was run on the thread that started it, as gevent and its like have it: to wait
+    /// there would stop all that runs on it.
+    is_green: AtomicBool,
 }
 
 #[pymethods]
 impl Courier {
     /// Carries until it is told to stop.
     fn run(&self, py: Python<'_>) {
+        if thread::current().id() == self.starter {
+            self.is_green.store(true, Ordering::Release);
+            return;
+        }
         while let Ok(Parcel::Errand(errand)) = py.detach(|| lock(&self.waiting).recv()) {
             errand(py);
         }
