@@ -23,7 +23,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any, cast
-from unittest.mock import create_autospec
+from unittest.mock import AsyncMock, create_autospec
 
 import pytest
 from kailash.core.resilience.bulkhead import BulkheadFullError
@@ -430,6 +430,19 @@ async def test_a_callable_object_is_guarded_as_what_its_calls_give() -> None:
         async for _ in awaited_items():
             pass
     assert counted(guard) == (0, 3)
+
+
+async def test_an_async_callable_is_asked_for_its_attributes_too() -> None:
+    mocked = AsyncMock(return_value=7)
+    guarded: Any = breaker()(mocked)
+    assert await guarded(1) == 7
+    guarded.assert_awaited_once_with(1)
+    assert guarded.await_count == 1 and inspect.iscoroutinefunction(guarded)
+    partial: Any = breaker()(functools.partial(mocked, 2))
+    assert partial.func is mocked and partial.args == (2,)
+    assert repr(partial).startswith("<guarded functools.partial(")
+    with pytest.raises(AttributeError, match="partial.*no attribute 'unknown'"):
+        partial.unknown  # noqa: B018
 
 
 def test_a_class_makes_objects_though_calls_of_these_are_async() -> None:

@@ -72,11 +72,13 @@ pub(crate) fn add_types(module: &Bound<'_, PyModule>) -> PyResult<()> {
 /// A function that is called through a breaker.
 ///
 /// `owner` is the breaker that users see. It is kept alive, and asked to judge what is still to be
-/// awaited. An async function must give a coroutine that nobody else has.
+/// awaited. An async function must give a coroutine that nobody else has. `asked` is what users know
+/// the function as, of which its attributes are.
 #[pyfunction]
 pub(crate) fn guard(
     py: Python<'_>,
     function: Py<PyAny>,
+    asked: Py<PyAny>,
     breaker: Py<CircuitBreaker>,
     owner: Py<PyAny>,
     is_async: bool,
@@ -91,6 +93,7 @@ pub(crate) fn guard(
         }
         let this = object.cast::<Function>();
         (*this).function = function.into_ptr();
+        (*this).asked = asked.into_ptr();
         (*this).breaker = breaker.into_ptr();
         (*this).owner = owner.into_ptr();
         (*this).vectorcall = Some(if is_async {
@@ -205,6 +208,8 @@ fn no_stop(py: Python<'_>, raised: PyErr) -> PyErr {
 struct Function {
     head: ffi::PyObject,
     function: Object,
+    /// The callable that the function calls, or the function again.
+    asked: Object,
     breaker: Object,
     owner: Object,
     /// What users and `functools.update_wrapper` set on it.
@@ -341,16 +346,25 @@ unsafe extern "C" fn function_bind(slf: Object, object: Object, _class: Object) 
     }
 }
 
-/// What it does not have itself it has from its function.
+/// What it does not have itself it has from its function, or from what that stands for.
 unsafe extern "C" fn function_attribute(slf: Object, name: Object) -> Object {
     // SAFETY: called by Python, on an object of this type.
     unsafe {
+        let is_missing = |found: Object| {
+            found.is_null() && ffi::PyErr_ExceptionMatches(ffi::PyExc_AttributeError) != 0
+        };
         let own = ffi::PyObject_GenericGetAttr(slf, name);
-        if !own.is_null() || ffi::PyErr_ExceptionMatches(ffi::PyExc_AttributeError) == 0 {
+        if !is_missing(own) {
             return own;
         }
         ffi::PyErr_Clear();
-        ffi::PyObject_GetAttr((*slf.cast::<Function>()).function, name)
+        let this = slf.cast::<Function>();
+        let found = ffi::PyObject_GetAttr((*this).function, name);
+        if (*this).asked == (*this).function || !is_missing(found) {
+            return found;
+        }
+        ffi::PyErr_Clear();
+        ffi::PyObject_GetAttr((*this).asked, name)
     }
 }
 
@@ -371,8 +385,8 @@ unsafe extern "C" fn function_class(slf: Object, _: *mut c_void) -> Object {
 unsafe extern "C" fn function_repr(slf: Object) -> Object {
     // SAFETY: called by Python, on an object of this type.
     unsafe {
-        let function = (*slf.cast::<Function>()).function;
-        ffi::PyUnicode_FromFormat(c"<guarded %R>".as_ptr(), function)
+        let asked = (*slf.cast::<Function>()).asked;
+        ffi::PyUnicode_FromFormat(c"<guarded %R>".as_ptr(), asked)
     }
 }
 
@@ -402,6 +416,7 @@ unsafe extern "C" fn function_traverse(
         let fields = [
             class,
             this.function,
+            this.asked,
             this.breaker,
             this.owner,
             this.attributes,
@@ -420,6 +435,7 @@ unsafe extern "C" fn function_free(slf: Object) {
         }
         for field in [
             &raw mut (*this).function,
+            &raw mut (*this).asked,
             &raw mut (*this).breaker,
             &raw mut (*this).owner,
             &raw mut (*this).attributes,

@@ -398,9 +398,10 @@ class CircuitBreaker:
         if not callable(function):
             raise TypeError(f"a circuit breaker guards functions, not {function!r}")
         is_async = _is_async(function)
+        asked = function
         if is_async and not _makes_coroutines(function):
             function = _awaiting(function)
-        return _native.guard(function, self._native, self, is_async)
+        return _native.guard(function, asked, self._native, self, is_async)
 
     def _guard_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
