@@ -663,6 +663,36 @@ async def test_an_awaitable_context_manager_stays_one() -> None:
     assert guard.metrics.successful_calls == 2
 
 
+async def test_an_awaitable_that_can_be_gone_through_stays_one() -> None:
+    # As a cursor of asyncpg is.
+    class Rows:
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+
+        def __await__(self) -> Iterator[Any]:
+            yield from asyncio.sleep(0).__await__()
+            return "cursor"
+
+        async def __aiter__(self) -> AsyncIterator[int]:
+            yield 1
+            yield 2
+            if self.fails:
+                raise ValueError
+
+    guard = breaker()
+    rows: Any = guard(lambda fails: Rows(fails))
+    assert await rows(False) == "cursor" and counted(guard) == (1, 0)
+    assert [row async for row in rows(False)] == [1, 2] and counted(guard) == (2, 0)
+    with pytest.raises(ValueError):
+        async for _ in rows(True):
+            pass
+    assert counted(guard) == (2, 1)
+    begun = aiter(rows(True))
+    assert await anext(begun) == 1
+    await begun.aclose()
+    assert counted(guard) == (2, 1) and guard.metrics.total_calls == 3
+
+
 async def test_a_call_that_is_never_awaited_takes_no_permit() -> None:
     guard = await half_open(half_open_requests=1, success_threshold=2)
 

@@ -630,6 +630,23 @@ class _Judged:
     def __aexit__(self, *error: Any) -> Any:
         return self._judged_awaitable.__aexit__(*error)
 
+    async def __aiter__(self) -> AsyncGenerator[Any, None]:
+        permit = self._judged_permit
+        try:
+            async for item in self._judged_awaitable:
+                permit.pause()
+                try:
+                    yield item
+                except GeneratorExit:
+                    permit.ignore()
+                    raise
+                finally:
+                    permit.resume()
+        except BaseException as error:
+            permit.fail(error)
+            raise
+        permit.succeed(None)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._judged_awaitable, name)
 
