@@ -102,6 +102,9 @@ class CircuitBreaker:
     As a decorator it takes functions, async functions, generators, async generators and methods,
     and keeps their kind. `with` and `async with` guard a block. A call that it refuses raises
     `CircuitBreakerError`. A block may be left in another context or thread than it was entered in.
+    What a block raises counts, and so does what is thrown into a generator at its `yield` and comes
+    out of it, as `contextmanager` and dependencies of FastAPI throw what the code around them raised:
+    `excluded_exceptions` says which of it is none of the dependency's doing.
     Any thread and any event loop may use it. `clock` is for tests.
     """
 
