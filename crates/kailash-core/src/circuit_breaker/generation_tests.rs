@@ -340,6 +340,24 @@ fn a_row_of_failures_of_an_earlier_generation_is_in_nobodys_way() {
 }
 
 #[test]
+fn a_reload_adds_the_row_of_failures_before_it_to_one_that_has_begun_since() {
+    let machine = quiet(2);
+    let carried = |generation, failures| {
+        let seen = in_generation(generation, failures);
+        machine.in_a_row.store(seen, Ordering::Relaxed);
+        machine.carry_failures_in_a_row(2, 3);
+        machine.in_a_row.load(Ordering::Relaxed)
+    };
+    assert_eq!(carried(2, 5), in_generation(3, 5), "two more failed late");
+    assert_eq!(carried(3, 1), in_generation(3, 4), "one has failed since");
+    assert_eq!(carried(3, u32::MAX), in_generation(3, u32::MAX));
+    for (generation, failures) in [(3, 0), (4, 1), (1, 1)] {
+        let kept = in_generation(generation, failures);
+        assert_eq!(carried(generation, failures), kept, "another row");
+    }
+}
+
+#[test]
 fn a_probe_that_ends_4096_generations_late_frees_nobodys_lease() {
     let machine = in_its(
         2,

@@ -92,7 +92,7 @@ impl Machine {
 
     /// Takes the failures in a row over into the next generation, where there were `before` of them when
     /// that began.
-    fn carry_failures_in_a_row(&self, from: u32, before: u32) {
+    pub(super) fn carry_failures_in_a_row(&self, from: u32, before: u32) {
         let next = from.wrapping_add(1);
         let mut seen = self.in_a_row.load(Ordering::Relaxed);
         loop {
