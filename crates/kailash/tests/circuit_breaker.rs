@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -74,6 +76,32 @@ fn nothing_is_slow_or_overdue_unless_both_the_threshold_and_the_rate_are_set() {
     assert_eq!(opens(Some(S(4)), None), (false, 0));
     assert_eq!(opens(None, Some(0.5)), (false, 0));
     assert_eq!(opens(None, None), (false, 0));
+}
+
+#[test]
+fn what_a_call_or_its_fallback_held_is_given_back_at_its_end_though_its_future_is_kept() {
+    let (breaker, _) = breaker(Config::default());
+    let held = Arc::new(());
+    let holds = || {
+        let held = Arc::clone(&held);
+        poll_fn(move |_| {
+            let _until_it_is_dropped = &held;
+            Poll::Ready(Ok::<_, ()>(()))
+        })
+    };
+    let (replaces, kept) = (holds(), holds());
+    let mut call = pin!(breaker.call(holds));
+    let mut unreplaced = pin!(breaker.call_or(|_| replaces, holds));
+    assert!(call.as_mut().now_or_never().is_some());
+    assert!(unreplaced.as_mut().now_or_never().is_some());
+    assert_eq!(Arc::strong_count(&held), 2, "all but what is here is gone");
+
+    breaker.force_open();
+    let mut refused = pin!(breaker.call(|| kept));
+    let mut replaced = pin!(breaker.call_or(|_| holds(), holds));
+    assert!(refused.as_mut().now_or_never().is_some());
+    assert!(replaced.as_mut().now_or_never().is_some());
+    assert_eq!(Arc::strong_count(&held), 1);
 }
 
 #[test]

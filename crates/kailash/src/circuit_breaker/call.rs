@@ -150,6 +150,8 @@ pin_project! {
             #[pin]
             running: Running<'a, F, C>,
         },
+        // What it was made of is gone, though it may be kept itself.
+        Over,
     }
 }
 
@@ -166,8 +168,11 @@ where
         loop {
             let running = match self.as_mut().project() {
                 CallingProjection::Running { running } => {
-                    return running.poll(cx).map_err(CallError::Inner);
+                    let result = ready!(running.poll(cx));
+                    self.set(Self::Over);
+                    return Poll::Ready(result.map_err(CallError::Inner));
                 }
+                CallingProjection::Over => panic!("polled again after its end"),
                 CallingProjection::ToBegin { breaker, parts } => {
                     let (call, classify) = parts.take().expect("polled again after its end");
                     let mut made = breaker.begin()?;
@@ -196,6 +201,8 @@ pin_project! {
             #[pin]
             fallback: G,
         },
+        // As in `Calling`.
+        Over,
     }
 }
 
@@ -208,22 +215,25 @@ where
     type Output = Result<T, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
+        let result = loop {
             let fallback = match self.as_mut().project() {
-                CallingOrProjection::FallingBack { fallback } => return fallback.poll(cx),
+                CallingOrProjection::FallingBack { fallback } => break ready!(fallback.poll(cx)),
                 CallingOrProjection::Calling { calling, fallback } => {
                     match ready!(calling.poll(cx)) {
-                        Ok(value) => return Poll::Ready(Ok(value)),
-                        Err(CallError::Inner(error)) => return Poll::Ready(Err(error)),
+                        Ok(value) => break Ok(value),
+                        Err(CallError::Inner(error)) => break Err(error),
                         Err(CallError::Rejected(rejected)) => {
                             let fall_back = fallback.take().expect("a call is refused once");
                             fall_back(rejected)
                         }
                     }
                 }
+                CallingOrProjection::Over => panic!("polled again after its end"),
             };
             self.set(Self::FallingBack { fallback });
-        }
+        };
+        self.set(Self::Over);
+        Poll::Ready(result)
     }
 }
 
