@@ -387,6 +387,32 @@ fn what_was_told_to_close_is_not_forgotten_where_keys_begin_in_another_state() {
 }
 
 #[test]
+fn what_was_enabled_is_not_forgotten_once_it_has_opened_and_closed_by_itself_either() {
+    for initial_state in [State::Disabled, State::MetricsOnly] {
+        let breaker = Config {
+            initial_state,
+            success_threshold: 1,
+            ..breaker_config()
+        };
+        let (hosts, hand) = group(KeyedConfig { breaker, ..small() });
+        for key in ["recovered", "opened"] {
+            let host = hosts.get(key);
+            host.enable();
+            while host.state() == State::Closed {
+                host.record_failure();
+            }
+        }
+        hand.advance(S(3600));
+        hosts.get("recovered").record_success();
+        hand.advance(S(48 * 3600));
+        hosts.forget_idle();
+        let kept = |key| hosts.find(key).map(|it| it.state());
+        assert_eq!(kept("recovered"), Some(State::Closed));
+        assert_eq!(kept("opened"), Some(State::HalfOpen));
+    }
+}
+
+#[test]
 fn what_closed_by_itself_or_would_begin_closed_is_forgotten_though_it_was_told() {
     let begins = |initial_state| {
         let breaker = Config {

@@ -29,9 +29,9 @@ pub use series::{KeyCounts, Series};
 /// when its key is first asked for, and is forgotten when its key has not been asked for in a while,
 /// much later if its window holds failures or slow calls that may yet trip it, or if it waits for a
 /// probe. It is never forgotten while it is open, while somebody holds it (so while a call is in
-/// flight), or while it is in a state that somebody told it to be in. Behind a tower layer each thread
-/// holds the breaker whose call ended last on it, until a call of another ends there or the thread
-/// does.
+/// flight), or while it is in a state that somebody told it to be in, or that it came to only because
+/// somebody enabled it. Behind a tower layer each thread holds the breaker whose call ended last on it,
+/// until a call of another ends there or the thread does.
 ///
 /// ```
 /// use kailash::circuit_breaker::{KeyedConfig, Manager, State};
@@ -239,10 +239,16 @@ impl Entry {
         // What was done by whoever held it last is seen from here on.
         fence(Ordering::Acquire);
         let seen = self.breaker.0.machine.snapshot(now);
-        let begins_closed = config.breaker.initial_state == State::Closed;
+        let is_told = match config.breaker.initial_state {
+            State::Closed => false,
+            State::Open | State::HalfOpen => self.breaker.was_told_to_close(),
+            // None leaves these but by an order, whatever it has come through since then.
+            State::Disabled | State::MetricsOnly => !self.breaker.is_as_made(),
+        };
         match seen.state {
+            State::HalfOpen | State::Closed if is_told => return Loss::TooMuch,
             State::HalfOpen if seen.probes_in_flight == 0 => return Loss::Opening,
-            State::Closed if begins_closed || !self.breaker.was_told_to_close() => {}
+            State::Closed => {}
             // Nobody told it: the next of this key begins so too.
             State::Disabled | State::MetricsOnly if self.breaker.is_as_made() => {}
             _ => return Loss::TooMuch,
