@@ -533,7 +533,8 @@ impl Machine {
     #[inline(never)]
     fn succeeded(&self, generation: u32) {
         let seen = self.in_a_row.load(Ordering::Relaxed);
-        if state::generation(seen) == generation && seen as u32 != 0 {
+        // One of an earlier generation too: it is over, but each success would look here again.
+        if seen as u32 != 0 && !state::precedes(generation, state::generation(seen)) {
             // A failure that came between takes the success for one that came before it.
             let none = state::in_generation(generation, 0);
             let _ = self

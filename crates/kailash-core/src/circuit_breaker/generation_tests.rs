@@ -340,6 +340,21 @@ fn a_row_of_failures_of_an_earlier_generation_is_in_nobodys_way() {
 }
 
 #[test]
+fn the_first_success_after_an_opening_is_the_only_one_that_looks_at_its_row() {
+    let machine = quiet(4);
+    let after_a_success = |generation| {
+        let row = in_generation(generation, 2);
+        machine.in_a_row.store(row, Ordering::Relaxed);
+        assert!(is_short(&machine));
+        machine.in_a_row.load(Ordering::Relaxed)
+    };
+    for over in [2, 3, 4] {
+        assert_eq!(after_a_success(over), in_generation(4, 0));
+    }
+    assert_eq!(after_a_success(5), in_generation(5, 2), "it has just begun");
+}
+
+#[test]
 fn a_reload_adds_the_row_of_failures_before_it_to_one_that_has_begun_since() {
     let machine = quiet(2);
     let carried = |generation, failures| {
