@@ -77,7 +77,6 @@ const PATHS: [(&str, fn()); 12] = [
         breaker.record_failure();
         measured(|| black_box(breaker.try_acquire()).is_err());
     }),
-    // As much with 2,000 that are open as with one.
     ("breaker_layer_closed", || {
         let layer = CircuitBreakerLayer::new(breaker(without_clock()));
         let service = RefCell::new(layer.layer(Answers));
@@ -89,6 +88,7 @@ const PATHS: [(&str, fn()); 12] = [
             is_ready && matches!(response.poll(&mut cx), Poll::Ready(Ok(_)))
         });
     }),
+    // As much with 2,000 that are open as with one.
     ("registry_event_heard", || {
         let breakers = Manager::with_clock(Clock::manual().0);
         let hosts = breakers
