@@ -345,6 +345,46 @@ async fn blocking_work_may_be_cancelled_at_every_await_point() {
     }
 }
 
+/// Notes how many slots are taken as it is dropped.
+struct Notes<'a>(&'a Partition, &'a Mutex<Vec<u32>>);
+
+impl Drop for Notes<'_> {
+    fn drop(&mut self) {
+        self.1.lock().unwrap().push(self.0.snapshot().active);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_call_held_is_gone_before_its_slot_is_free_however_it_ends() {
+    let partition = partition(1, 0);
+    let noted = Mutex::new(Vec::new());
+    let ends = [
+        || Poll::Ready(()),
+        || panic!("on purpose"),
+        || Poll::Pending,
+        || Poll::Pending,
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        let held = Notes(&partition, &noted);
+        let future = poll_fn(move |_| {
+            let _until_it_is_dropped = &held;
+            end()
+        });
+        let admission = [Admission::default(), with_timeout(1)][number / 2];
+        let call = partition.run_with(admission, future);
+        let mut call = Box::pin(AssertUnwindSafe(call).catch_unwind());
+        if number < 3 {
+            let _ = call.as_mut().await;
+        } else {
+            assert!(futures_util::poll!(call.as_mut()).is_pending());
+            drop(call);
+        }
+        assert_eq!(noted.lock().unwrap().len(), number + 1);
+        assert_whole(&partition);
+    }
+    assert_eq!(noted.into_inner().unwrap(), [1; 4]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_future_gives_the_slot_back() {
     let partition = partition(1, 0);

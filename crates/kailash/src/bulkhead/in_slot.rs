@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
@@ -11,7 +11,6 @@ use tokio::task::futures::TaskLocalFuture;
 use tokio::time::{Instant, Timeout, timeout_at};
 
 use super::{CURRENT, Partition, Permit, RunError};
-use crate::foreign::OnUnwind;
 
 pin_project! {
     /// Gives the slot back once the future is gone: after its end, its timeout, its panic or its drop.
@@ -64,21 +63,35 @@ impl<F: Future> Future for InSlot<'_, F> {
     type Output = Result<F::Output, RunError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        // Whoever catches the panic may drop the future later.
-        let guard = OnUnwind(|| drop(this.permit.take()));
-        let ended = match this.running.as_mut().project() {
+        let this = self.project();
+        let mut ending = Ending {
+            running: this.running,
+            permit: this.permit,
+        };
+        let ended = match ending.running.as_mut().project() {
             RunningProjection::Unbounded { future } => future.poll(cx).map(Ok),
             RunningProjection::Bounded { future, timeout } => future.poll(cx).map_err(|_| *timeout),
             RunningProjection::Over => panic!("polled again after its end"),
         };
-        let ended = ended.map(|ended| {
-            this.running.set(Running::Over);
-            ended
-        });
-        mem::forget(guard);
-        let ended = ready!(ended);
-        let permit = this.permit.take().expect("what runs has a slot");
+        let Poll::Ready(ended) = ended else {
+            mem::forget(ending);
+            return Poll::Pending;
+        };
+        ending.running.set(Running::Over);
+        let permit = ending.permit.take().expect("what runs has a slot");
         Poll::Ready(ended.map_err(|timeout| permit.partition.0.time_out(timeout).into()))
+    }
+}
+
+/// Ends a call as it is dropped, by a panic too: whoever catches that may drop the call's future later.
+struct Ending<'f, 'a, F> {
+    running: Pin<&'f mut Running<F>>,
+    permit: &'f mut Option<Permit<'a>>,
+}
+
+impl<F> Drop for Ending<'_, '_, F> {
+    fn drop(&mut self) {
+        self.running.set(Running::Over);
+        drop(self.permit.take());
     }
 }
