@@ -89,11 +89,17 @@ fn what_a_call_or_its_fallback_held_is_given_back_at_its_end_though_its_future_i
             Poll::Ready(Ok::<_, ()>(()))
         })
     };
-    let (replaces, kept) = (holds(), holds());
+    let (replaces, kept, mut broken) = (holds(), holds(), holds());
     let mut call = pin!(breaker.call(holds));
     let mut unreplaced = pin!(breaker.call_or(|_| replaces, holds));
+    let panics = poll_fn(move |context| {
+        assert!(broken.poll_unpin(context).is_pending(), "on purpose");
+        Poll::Pending::<Result<(), ()>>
+    });
+    let mut panicking = pin!(AssertUnwindSafe(breaker.call(|| panics)).catch_unwind());
     assert!(call.as_mut().now_or_never().is_some());
     assert!(unreplaced.as_mut().now_or_never().is_some());
+    assert!(panicking.as_mut().now_or_never().is_some());
     assert_eq!(Arc::strong_count(&held), 2, "all but what is here is gone");
 
     breaker.force_open();

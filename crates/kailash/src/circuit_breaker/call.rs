@@ -1,5 +1,6 @@
 //! Whole calls behind a breaker.
 
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -166,15 +167,18 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            let running = match self.as_mut().project() {
+            let mut ending = Ending(self.as_mut());
+            let running = match ending.0.as_mut().project() {
                 CallingProjection::Running { running } => {
-                    let result = ready!(running.poll(cx));
-                    self.set(Self::Over);
-                    return Poll::Ready(result.map_err(CallError::Inner));
+                    let polled = running.poll(cx);
+                    if polled.is_pending() {
+                        mem::forget(ending);
+                    }
+                    return polled.map_err(CallError::Inner);
                 }
                 CallingProjection::Over => panic!("polled again after its end"),
                 CallingProjection::ToBegin { breaker, parts } => {
-                    let (call, classify) = parts.take().expect("polled again after its end");
+                    let (call, classify) = parts.take().expect("it begins once");
                     let mut made = breaker.begin()?;
                     Running {
                         future: made.part(call),
@@ -183,8 +187,19 @@ where
                     }
                 }
             };
-            self.set(Self::Running { running });
+            ending.0.set(Calling::Running { running });
+            mem::forget(ending);
         }
+    }
+}
+
+/// Ends a call as it is dropped, by a panic too: whoever catches that may drop the call's future later.
+struct Ending<'f, 'a, M, F, C>(Pin<&'f mut Calling<'a, M, F, C>>);
+
+impl<M, F, C> Drop for Ending<'_, '_, M, F, C> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.set(Calling::Over);
     }
 }
 
