@@ -272,6 +272,22 @@ error: shop.toml:3: not valid TOML: invalid basic string, expected `\"`
 }
 
 #[test]
+fn overrides_may_add_breakers_whose_names_are_like_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shop.toml"), FILE).unwrap();
+    let mut arguments = vec!["config", "check", "shop.toml"];
+    for set in [
+        "breakers.left1.failure_threshold=1",
+        "breakers.left2.failure_threshold=2",
+    ] {
+        arguments.extend(["--set", set]);
+    }
+    let output = kailash(folder.path(), &arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+}
+
+#[test]
 fn a_wrong_override_names_its_flag() {
     refused(
         FILE,

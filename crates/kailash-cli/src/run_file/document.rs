@@ -60,7 +60,8 @@ impl<'t> Document<'t> {
         };
         let value_span = key_span.end + 1..whole.end;
         let value = parse_value(given, value_span);
-        if let Err(problem) = put(&mut self.root, &path, &key_span, value, "") {
+        let end = self.source.end_of_file();
+        if let Err(problem) = put(&mut self.root, &path, &key_span, value, ("", end)) {
             self.problems.push(problem);
         }
     }
@@ -314,13 +315,13 @@ fn respan(value: &mut DeValue<'_>, span: &Range<usize>) {
     }
 }
 
-/// Sets the value at `path` below `target`, which stands at `above`.
+/// Sets the value at `path` below `target`, which stands at `above`, in a file that ends at `end`.
 fn put<'t>(
     target: &mut Value<'t>,
     path: &[String],
     span: &Range<usize>,
     value: Value<'t>,
-    above: &str,
+    (above, end): (&str, usize),
 ) -> Result<(), Problem> {
     let Some((name, rest)) = path.split_first() else {
         *target = value;
@@ -333,17 +334,18 @@ fn put<'t>(
     match target.get_mut() {
         DeValue::Table(table) => {
             if let Some(inner) = table.get_mut(name.as_str()) {
-                return put(inner, rest, span, value, &here);
+                return put(inner, rest, span, value, (&here, end));
             }
-            // A table whose name is so near to another's is mistyped rather than new.
-            let names: Vec<&str> = table.keys().map(|key| key.get_ref().as_ref()).collect();
+            // A table whose name is so near to one of the file's is mistyped rather than new.
+            let of_file = table.keys().filter(|key| key.span().end <= end);
+            let names: Vec<&str> = of_file.map(|key| key.get_ref().as_ref()).collect();
             let is_in_section = !above.is_empty() && !rest.is_empty();
             if is_in_section && near_miss(name, names.iter().copied()).is_some() {
                 let problem = Problem::new(span.clone(), format!("{above} has no `{name}`"));
                 return Err(problem.one_of(name, names));
             }
             let mut inner = Spanned::new(span.clone(), DeValue::Table(DeTable::new()));
-            put(&mut inner, rest, span, value, &here)?;
+            put(&mut inner, rest, span, value, (&here, end))?;
             let key = Spanned::new(span.clone(), name.clone().into());
             table.insert(key, inner);
             Ok(())
@@ -365,7 +367,7 @@ fn put<'t>(
             };
             let element = array.get_mut(index);
             let element = element.expect("the index was found in this array");
-            put(element, rest, span, value, &here)
+            put(element, rest, span, value, (&here, end))
         }
         _ => {
             let message = format!("{above} is a single value, it has no `{name}`");

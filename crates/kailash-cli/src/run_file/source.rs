@@ -51,6 +51,12 @@ impl Source {
         start
     }
 
+    /// Where the file's own text ends.
+    pub(crate) fn end_of_file(&self) -> usize {
+        let first = self.overrides.first();
+        first.map_or(self.text.len(), |first| first.start)
+    }
+
     pub(crate) fn place(&self, offset: usize) -> Place<'_> {
         let within = |range: &&Range<usize>| range.start <= offset && offset <= range.end;
         if let Some(range) = self.overrides.iter().find(within) {
