@@ -1060,3 +1060,30 @@ def test_where_threading_starts_no_threads_waits_are_refused_and_calls_work() ->
         """
     )
     assert done.split() == ["called", "True", "True"]
+
+
+def test_a_listener_that_no_thread_is_to_be_had_for_is_refused_and_a_later_one_is_told() -> None:
+    done = check(
+        """
+        import threading
+
+        class Refused(threading.Thread):
+            def start(self):
+                raise RuntimeError("can't start new thread")
+
+        real, threading.Thread = threading.Thread, Refused
+        from kailash.core.resilience.circuit_breaker import CircuitBreaker
+
+        guard, told = CircuitBreaker(), threading.Event()
+        for _ in range(2):
+            try:
+                guard.add_listener(lambda *news: print("never told", flush=True))
+            except RuntimeError:
+                print("refused", flush=True)
+        threading.Thread = real
+        guard.add_listener(lambda *news: told.set())
+        guard.force_open()
+        print(told.wait(30))
+        """
+    )
+    assert done.split() == ["refused", "refused", "True"]

@@ -232,9 +232,14 @@ class CircuitBreaker:
         """
         callback = Callback(listener, "circuit breaker listener")
         audience = self._audience or self.__dict__.setdefault("_audience", _Audience())
-        audience.listeners.append((listener, callback))
+        audience.listeners.append(added := (listener, callback))
         _every.add(self)
-        self._subscribe(audience)
+        try:
+            self._subscribe(audience)
+        except RuntimeError:
+            # There are no threads to tell it.
+            audience.listeners.remove(added)
+            raise
 
     def remove_listener(self, listener: Listener) -> None:
         """Ends what `add_listener` began; unknown listeners are ignored."""
@@ -260,7 +265,11 @@ class CircuitBreaker:
             audience.unheard.pop()
         except IndexError:
             return
-        audience.subscription = self._native.listen(_teller(self))
+        try:
+            audience.subscription = self._native.listen(_teller(self))
+        except RuntimeError:
+            audience.unheard.append(True)
+            raise
 
     def subscribe(self, listener: EventListener) -> None:
         """Has `listener(event)` told of all that happens from now on, calls too: see
