@@ -20,7 +20,7 @@ import tracemalloc
 import types
 import typing
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any, cast
 from unittest.mock import AsyncMock, create_autospec
@@ -681,6 +681,7 @@ async def test_an_awaitable_that_can_be_gone_through_stays_one() -> None:
 
     guard = breaker()
     rows: Any = guard(lambda fails: Rows(fails))
+    assert isinstance(rows(False), AsyncIterable)
     assert await rows(False) == "cursor" and counted(guard) == (1, 0)
     assert [row async for row in rows(False)] == [1, 2] and counted(guard) == (2, 0)
     with pytest.raises(ValueError):
@@ -691,6 +692,18 @@ async def test_an_awaitable_that_can_be_gone_through_stays_one() -> None:
     assert await anext(begun) == 1
     await begun.aclose()
     assert counted(guard) == (2, 1) and guard.metrics.total_calls == 3
+
+
+async def test_an_awaitable_that_cannot_be_gone_through_does_not_pretend_to() -> None:
+    class Answer:
+        def __await__(self) -> Iterator[Any]:
+            yield from asyncio.sleep(0).__await__()
+
+    guard = breaker()
+    answer: Any = guard(lambda: Answer())()
+    assert not isinstance(answer, AsyncIterable) and not hasattr(answer, "__aiter__")
+    await answer
+    assert counted(guard) == (1, 0)
 
 
 async def test_a_call_that_is_never_awaited_takes_no_permit() -> None:

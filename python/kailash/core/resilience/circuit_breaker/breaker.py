@@ -490,7 +490,8 @@ class CircuitBreaker:
 
             awaitable.add_done_callback(settle)
             return awaitable
-        return _Judged(self, permit, awaitable)
+        kind = _JudgedItems if hasattr(awaitable, "__aiter__") else _Judged
+        return kind(self, permit, awaitable)
 
     async def _judged(self, permit: _native.CircuitBreakerPermit, awaitable: Awaitable[Any]) -> Any:
         try:
@@ -642,6 +643,13 @@ class _Judged:
     def __aexit__(self, *error: Any) -> Any:
         return self._judged_awaitable.__aexit__(*error)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._judged_awaitable, name)
+
+
+class _JudgedItems(_Judged):
+    """One that can be gone through too."""
+
     async def __aiter__(self) -> AsyncGenerator[Any, None]:
         permit = self._judged_permit
         try:
@@ -658,9 +666,6 @@ class _Judged:
             permit.fail(error)
             raise
         permit.succeed(None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._judged_awaitable, name)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
