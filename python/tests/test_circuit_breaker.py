@@ -1561,6 +1561,19 @@ async def test_a_group_of_nothing_but_refusals_and_excluded_exceptions_is_neutra
     assert judged(nested) == outer.metrics.total_calls == 0
     assert judged(ExceptionGroup("mixed", [nested, ValueError()])) == 1
 
+    class Own(ExceptionGroup[Exception]):
+        @property
+        def exceptions(self) -> Any:
+            return list(super().exceptions)
+
+    def failing(error: Exception) -> None:
+        raise error
+
+    own = Own("own", [nested])
+    with pytest.raises(Own) as caught:
+        outer.call(failing, own)
+    assert caught.value is own and outer.metrics.failed_calls == 1
+
 
 async def test_cancelled_probes_give_their_slots_back_and_decide_nothing() -> None:
     guard = breaker(

@@ -173,11 +173,18 @@ unsafe fn visit(fields: &[Object], visitor: ffi::visitproc, argument: *mut c_voi
 
 /// Judges the exception that is raised now; what the judge raises takes its place.
 fn judge_raised(py: Python<'_>, breaker: &CircuitBreaker) -> Outcome {
-    // SAFETY: the lock is held; classes are compared, which runs no Python.
-    let is = |class: Object| unsafe { ffi::PyErr_ExceptionMatches(class) != 0 };
-    // SAFETY: as above.
-    let is_exception = is(unsafe { ffi::PyExc_Exception });
-    if let Some(outcome) = breaker.judge().class(py, is_exception, is) {
+    // SAFETY: the lock is held, and what is raised has a class; classes are compared, which runs no
+    // Python.
+    let by_class = unsafe {
+        let raised = ffi::PyErr_Occurred().cast();
+        let is = |class: Object| ffi::PyType_IsSubtype(raised, class.cast()) != 0;
+        breaker.judge().class(
+            is(ffi::PyExc_Exception),
+            |classes| ffi::PyErr_ExceptionMatches(classes) != 0,
+            || is(ffi::PyExc_BaseExceptionGroup),
+        )
+    };
+    if let Some(outcome) = by_class {
         return outcome;
     }
     let Some(error) = PyErr::take(py) else {

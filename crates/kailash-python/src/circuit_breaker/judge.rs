@@ -99,14 +99,14 @@ impl Judge {
         }
     }
 
-    /// How a call ended that raised, where the exception's class alone tells: `is` whether it is of
-    /// one of these classes.
+    /// How a call ended that raised, where the exception's class alone tells: `is_any_of` whether it
+    /// is one of these classes.
     #[inline]
     pub(super) fn class(
         &self,
-        py: Python<'_>,
         is_exception: bool,
-        is: impl Fn(*mut ffi::PyObject) -> bool,
+        is_any_of: impl FnOnce(*mut ffi::PyObject) -> bool,
+        is_group: impl FnOnce() -> bool,
     ) -> Option<Outcome> {
         if !is_exception {
             return Some(Outcome::Cancelled);
@@ -116,12 +116,11 @@ impl Judge {
         if !rules.goes_by_class || rules.is_failure.is_some() || rules.retry_after.is_some() {
             return None;
         }
-        if is(neutral.as_ptr()) {
+        if is_any_of(neutral.as_ptr()) {
             return Some(Outcome::Ignored);
         }
         // Its class does not tell what a group has in it.
-        let group = py.get_type::<PyBaseExceptionGroup>();
-        (!is(group.as_ptr())).then_some(Outcome::Failure)
+        (!is_group()).then_some(Outcome::Failure)
     }
 
     /// How a call ended that raised, and what the judge raised in its turn.
@@ -169,7 +168,7 @@ fn is_neutral(error: &Bound<'_, PyAny>, classes: &Bound<'_, PyTuple>) -> PyResul
             if !error.is_instance_of::<PyBaseExceptionGroup>() {
                 return Ok(false);
             }
-            let members = error.getattr(intern!(error.py(), "exceptions"))?;
+            let members = members(&error)?;
             left.extend(members.cast_into::<PyTuple>()?.iter());
         }
         match left.pop() {
@@ -177,6 +176,14 @@ fn is_neutral(error: &Bound<'_, PyAny>, classes: &Bound<'_, PyTuple>) -> PyResul
             None => return Ok(true),
         }
     }
+}
+
+/// What a group has in it, whatever a class of a user's says of it.
+fn members<'py>(group: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = group.py();
+    let class = py.get_type::<PyBaseExceptionGroup>();
+    let member = class.getattr(intern!(py, "exceptions"))?;
+    member.call_method1(intern!(py, "__get__"), (group,))
 }
 
 /// What `isinstance` says, which may ask a metaclass of a user's.
