@@ -3,6 +3,7 @@
 from asyncio import Future
 from collections.abc import Callable
 from contextvars import Token
+from types import CellType
 from typing import Any, final
 
 __all__ = [
@@ -190,6 +191,8 @@ class KeyedCircuitBreakers:
 class GuardedFunction:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any: ...
     def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
+    @property
+    def __closure__(self) -> tuple[CellType, ...] | None: ...
 
 @final
 class GuardedCoroutine:

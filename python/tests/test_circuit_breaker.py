@@ -408,6 +408,28 @@ async def test_an_async_callable_is_awaited() -> None:
     assert counted(guard) == (0, 2)
 
 
+def test_what_is_made_of_the_parts_of_a_guarded_function_cannot_be_without_its_breaker() -> None:
+    # As cloudpickle does with functions that it finds in no module.
+    guard, factor = breaker(), 2
+
+    @guard
+    def plain() -> int:
+        return 1
+
+    @guard
+    def closes_over() -> int:
+        return factor
+
+    for each, cells in ((plain, [guard]), (closes_over, [factor, guard])):
+        assert [cell.cell_contents for cell in each.__closure__ or ()] == cells
+        with pytest.raises(ValueError, match="closure"):
+            types.FunctionType(each.__code__, each.__globals__, closure=each.__closure__)
+        with pytest.raises(TypeError, match="cannot pickle .*CircuitBreaker"):
+            pickle.dumps([cell.cell_contents for cell in each.__closure__ or ()])
+    assert inspect.getclosurevars(closes_over).nonlocals == {"factor": 2}
+    assert not hasattr(guard(int), "__closure__")
+
+
 async def test_a_callable_object_is_guarded_as_what_its_calls_give() -> None:
     class Items:
         def __call__(self) -> Iterator[int]:

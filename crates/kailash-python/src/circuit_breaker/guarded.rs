@@ -389,6 +389,37 @@ unsafe extern "C" fn function_class(slf: Object, _: *mut c_void) -> Object {
     }
 }
 
+/// What its function closes over, and its breaker: who takes it apart to make another of its code
+/// finds that it needs one, and who sends it to another process that a breaker cannot be sent.
+unsafe extern "C" fn function_closure(slf: Object, _: *mut c_void) -> Object {
+    // SAFETY: called by Python, on an object of this type.
+    unsafe {
+        let py = attached();
+        let this = slf.cast::<Function>();
+        let function = Bound::from_borrowed_ptr(py, (*this).function);
+        let owner = Bound::from_borrowed_ptr(py, (*this).owner);
+        hand_over(py, closure(&function, &owner))
+    }
+}
+
+fn closure<'py>(
+    function: &Bound<'py, PyAny>,
+    owner: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = function.py();
+    let closure = function.getattr(intern!(py, "__closure__"))?;
+    let cell = py.import("types")?.getattr("CellType")?.call1((owner,))?;
+    let ours = PyTuple::new(py, [cell])?;
+    if closure.is_none() {
+        return Ok(ours.into_any());
+    }
+    match closure.cast::<PyTuple>() {
+        Ok(cells) => cells.add(ours),
+        // A mock of a function has anything there.
+        Err(_) => Ok(closure),
+    }
+}
+
 unsafe extern "C" fn function_repr(slf: Object) -> Object {
     // SAFETY: called by Python, on an object of this type.
     unsafe {
@@ -478,6 +509,11 @@ fn function_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
             name: c"__dict__".as_ptr(),
             get: Some(ffi::PyObject_GenericGetDict),
             set: Some(ffi::PyObject_GenericSetDict),
+            ..ffi::PyGetSetDef::default()
+        },
+        ffi::PyGetSetDef {
+            name: c"__closure__".as_ptr(),
+            get: Some(function_closure),
             ..ffi::PyGetSetDef::default()
         },
         ffi::PyGetSetDef {

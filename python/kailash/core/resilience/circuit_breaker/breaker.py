@@ -105,6 +105,8 @@ class CircuitBreaker:
     What a block raises counts, and so does what is thrown into a generator at its `yield` and comes
     out of it, as `contextmanager` and dependencies of FastAPI throw what the code around them raised:
     `excluded_exceptions` says which of it is none of the dependency's doing.
+    What it guards is pickled by name, as functions are. What is not found by its name, as in a script
+    whose functions cloudpickle sends by value, cannot be: a breaker stays in its process.
     Any thread and any event loop may use it. `clock` is for tests.
     """
 
