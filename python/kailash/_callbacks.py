@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import logging
 import threading
 from collections import deque
@@ -12,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from weakref import WeakSet, ref
 
+from kailash._kinds import COROUTINE, ITERABLE_COROUTINE, kind_of
 from kailash._loops import library_loop
 from kailash._process import at_exit, in_forked_child
 from kailash._threads import Threads
@@ -52,9 +52,7 @@ class Callback:
         self._function = function
         self._what = what
         self._context = contextvars.copy_context()
-        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004
-        )
+        self._is_async = bool(kind_of(function) & (COROUTINE | ITERABLE_COROUTINE))
         self._loop: asyncio.AbstractEventLoop | None = None
         if self._is_async:
             try:

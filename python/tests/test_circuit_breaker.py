@@ -23,7 +23,7 @@ import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any, cast
-from unittest.mock import AsyncMock, create_autospec
+from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
 
 import pytest
 from kailash.core.resilience.bulkhead import BulkheadFullError
@@ -133,6 +133,7 @@ def test_a_value_out_of_range_is_named(field: str, wrong: float) -> None:
         ("is_failure", 5),
         ("is_failure", asyncio.sleep),
         ("retry_after", Awaited()),
+        ("retry_after", functools.partial(functools.partial(Awaited()))),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(field: str, wrong: object) -> None:
@@ -140,6 +141,16 @@ def test_a_value_of_the_wrong_type_is_named(field: str, wrong: object) -> None:
         CircuitBreakerConfig(**{field: wrong})  # type: ignore[arg-type]
     error: Any = caught.value
     assert error.field == field and error.allowed
+
+
+def test_a_mock_of_a_function_is_a_classifier_and_can_be_guarded() -> None:
+    def judge(outcome: object) -> bool:
+        raise AssertionError("never called")
+
+    for mocked in (Mock(spec=judge, return_value=True), MagicMock(spec=judge, return_value=True)):
+        guard = breaker(is_failure=mocked)
+        assert guard(mocked)(1) is True and guard.call(mocked, 2) is True
+        assert counted(guard) == (0, 2) and mocked.call_count == 4
 
 
 @pytest.mark.parametrize("wrong", [10**400, -(10**400), 10**5000], ids=["many", "negative", "more"])
@@ -442,7 +453,7 @@ async def test_a_callable_object_is_guarded_as_what_its_calls_give() -> None:
             raise ValueError
 
     guard = breaker()
-    items, awaited_items = guard(Items()), guard(AwaitedItems())
+    items, awaited_items = guard(Items()), guard(functools.partial(AwaitedItems()))
     assert inspect.isgeneratorfunction(items) and inspect.isasyncgenfunction(awaited_items)
     with pytest.raises(ValueError):
         list(items())

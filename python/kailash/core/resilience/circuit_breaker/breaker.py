@@ -10,12 +10,13 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
-from types import FunctionType, TracebackType
+from types import CodeType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakSet, ref
 
 from kailash import _native
 from kailash._callbacks import Callback, Done
+from kailash._kinds import ASYNC_GENERATOR, COROUTINE, GENERATOR, kind_of
 from kailash._process import in_forked_child
 from kailash.core.resilience.circuit_breaker.config import FIELDS, CircuitBreakerConfig, checked
 from kailash.core.resilience.circuit_breaker.event import EventListener, Subscribers
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 _logger = logging.getLogger("kailash")
+
+_asyncgen_hooks, _set_asyncgen_hooks = sys.get_asyncgen_hooks, sys.set_asyncgen_hooks
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -395,27 +398,28 @@ class CircuitBreaker:
         """Guards a function, an async function, a generator, an async generator or a method."""
         if isinstance(function, (staticmethod, classmethod)):
             return cast(_F, type(function)(self(function.__func__)))
-        if _is(inspect.isasyncgenfunction, function):
+        kind = kind_of(function)
+        if kind & ASYNC_GENERATOR:
             return cast(_F, self._guard_async_generator(function))
-        if _is_generator(function):
+        if kind == GENERATOR:
             return cast(_F, self._guard_generator(function))
-        guarded = self._guard(function)
+        guarded = self._guard(function, kind)
         return cast(_F, functools.update_wrapper(guarded, function))
 
     def call(self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Calls `function` once through the breaker; await the answer of an async one."""
-        is_generator = _is_generator(function) or _is(inspect.isasyncgenfunction, function)
-        guarded = self(function) if is_generator else self._guard(function)
+        kind = kind_of(function)
+        is_generator = kind == GENERATOR or kind & ASYNC_GENERATOR
+        guarded = self(function) if is_generator else self._guard(function, kind)
         return cast(_R, guarded(*args, **kwargs))
 
-    def _guard(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _guard(self, function: Callable[..., Any], kind: int) -> Callable[..., Any]:
         if not callable(function):
             raise TypeError(f"a circuit breaker guards functions, not {function!r}")
-        is_async = _is_async(function)
         asked = function
-        if is_async and not _makes_coroutines(function):
+        if kind and not _makes_coroutines(function):
             function = _awaiting(function)
-        return _native.guard(function, asked, self._native, self, is_async)
+        return _native.guard(function, asked, self._native, self, kind != 0)
 
     def _guard_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -670,44 +674,28 @@ class _JudgedItems(_Judged):
         permit.succeed(None)
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    # A generator that `types.coroutine` has marked is there to be awaited.
-    is_marked = bool(_code_flags(function) & inspect.CO_ITERABLE_COROUTINE)
-    return is_marked or _is(inspect.iscoroutinefunction, function)
-
-
-def _is_generator(function: Callable[..., Any]) -> bool:
-    return _is(inspect.isgeneratorfunction, function) and not _is_async(function)
-
-
-def _is(kind: Callable[[object], bool], function: Callable[..., Any]) -> bool:
-    """Whether to call this gives what a function of this kind gives."""
-    if isinstance(function, FunctionType):
-        return kind(function)
-    # To call a class makes an object, whatever calling that may do.
-    return kind(function) or kind(getattr(type(function), "__call__", None))
-
-
 def _makes_coroutines(function: Callable[..., Any]) -> bool:
     """Whether each call of this async function gives a coroutine of its own."""
-    function = getattr(function, "__func__", function)
-    function = inspect.unwrap(function, stop=lambda it: not isinstance(it, _native.GuardedFunction))
-    return bool(_code_flags(function) & inspect.CO_COROUTINE)
+    if type(function) is not FunctionType:
+        function = getattr(function, "__func__", function)
+        function = inspect.unwrap(function, stop=_is_not_guarded)
+    code = function.__code__ if isinstance(function, FunctionType) else None
+    return isinstance(code, CodeType) and bool(code.co_flags & COROUTINE)
+
+
+def _is_not_guarded(function: object) -> bool:
+    return not isinstance(function, _native.GuardedFunction)
 
 
 def _first(generator: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
     """Begins a generator that its owner ends: a loop that ends all that began on it would end both
     at once, which the second must fail at."""
-    known = sys.get_asyncgen_hooks().firstiter
-    sys.set_asyncgen_hooks(firstiter=None)
+    known = _asyncgen_hooks()[0]
+    _set_asyncgen_hooks(None)
     try:
         return generator.__anext__()
     finally:
-        sys.set_asyncgen_hooks(firstiter=known)
-
-
-def _code_flags(function: Callable[..., Any]) -> int:
-    return function.__code__.co_flags if isinstance(function, FunctionType) else 0
+        _set_asyncgen_hooks(known)
 
 
 def _awaiting(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:

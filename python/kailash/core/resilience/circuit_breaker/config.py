@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from kailash import _native
+from kailash._kinds import COROUTINE, ITERABLE_COROUTINE, kind_of
 from kailash.core.resilience.circuit_breaker.state import CircuitState
 from kailash.core.resilience.config import ConfigTypeError
 
@@ -66,9 +66,7 @@ class CircuitBreakerConfig:
         for judge in ("is_failure", "retry_after"):
             function = getattr(self, judge)
             # What an async one answers is a coroutine, which is true whatever it would say.
-            is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-                getattr(type(function), "__call__", None)
-            )
+            is_async = kind_of(function) & (COROUTINE | ITERABLE_COROUTINE)
             if is_async or not (function is None or callable(function)):
                 raise ConfigTypeError(judge, function, "a function that is not async, or None")
         _native.check_circuit_breaker_config(self)
