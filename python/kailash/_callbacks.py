@@ -137,11 +137,15 @@ class Callback:
             try:
                 thread.start()
             except RuntimeError as error:
-                # The interpreter is ending, or the system grants no more threads.
                 self._pending.clear()
-                _logger.error("%s %r was not told: %s", self._what, self._function, error)
+                self._has_no_thread(error)
                 return
             self._thread = thread
+
+    def _has_no_thread(self, error: RuntimeError) -> None:
+        # Who ends the interpreter wants to hear no more; else the system grants no more threads.
+        if not _is_ending:
+            _logger.error("%s %r was not told: %s", self._what, self._function, error)
 
     def _drain(self) -> None:
         while True:
@@ -199,8 +203,7 @@ class BatchCallback(Callback):
         try:
             self._threads.submit(job)
         except RuntimeError as error:
-            # The interpreter is ending, or the system grants no more threads.
-            _logger.error("%s %r was not told: %s", self._what, self._function, error)
+            self._has_no_thread(error)
 
     async def _call_async(self, news: tuple[Any, ...]) -> None:
         batch, done = news
