@@ -46,6 +46,8 @@ impl Postgres {
                 "max_connections=200".to_owned(),
                 "autovacuum=off".to_owned(),
                 "lc_messages=C".to_owned(),
+                // In the data directory, which is removed however the server ends.
+                "dynamic_shared_memory_type=mmap".to_owned(),
             ];
             for setting in settings {
                 arguments.extend(["-c".to_owned(), setting]);

@@ -24,6 +24,10 @@ if [ -e "$1/server.pid" ]; then
     children=$(grep -ls "^PPid:[[:space:]]*$server\$" /proc/[0-9]*/status | cut -d/ -f3)
     kill -KILL $server $children 2>/dev/null
 fi
+if [ -e "$1/data/postmaster.pid" ]; then
+    # A killed PostgreSQL leaves a segment of shared memory, of which the system has a few thousand.
+    ipcrm -m "$(sed -n '7s/.* //p' "$1/data/postmaster.pid")" 2>/dev/null
+fi
 rm -rf "$1"
 "#;
 
