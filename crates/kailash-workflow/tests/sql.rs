@@ -702,3 +702,22 @@ async fn no_text_about_a_database_shows_its_password() {
         "SqlDatabase(DatabaseUrl(postgres://app@127.0.0.1:1/orders))"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn all_who_open_a_new_sqlite_file_at_once_get_to_it() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..50 {
+        let url = format!("sqlite://{}/{round}.db", directory.path().display());
+        let opened = (0..4).map(|_| {
+            // Pools of its own, as another process has.
+            let database = SqlDatabase::new(&url).unwrap();
+            tokio::spawn(async move {
+                let table = "CREATE TABLE IF NOT EXISTS t (a INTEGER)";
+                database.execute(table, ()).await.map(drop)
+            })
+        });
+        for opened in opened.collect::<Vec<_>>() {
+            opened.await.unwrap().unwrap();
+        }
+    }
+}

@@ -7,7 +7,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
@@ -79,7 +78,7 @@ async fn write(options: Arc<SqliteConnectOptions>, mut jobs: mpsc::Receiver<Job>
         }
         let mut open = match connection.take() {
             Some(open) => open,
-            None => match options.connect().await {
+            None => match SqliteConnection::open(&options).await {
                 Ok(open) => open,
                 Err(error) => {
                     answer_all(&mut group, error);

@@ -15,9 +15,12 @@ use kailash::bulkhead::Partition;
 use kailash::sql::{ConnectOptions as UrlOptions, DatabaseUrl, UrlError};
 use sqlx::Connection;
 use sqlx::database::HasStatementCache;
+use sqlx::error::DatabaseError;
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteError, SqliteJournalMode, SqliteSynchronous,
+};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -37,6 +40,7 @@ const TESTED_AFTER: Duration = Duration::from_secs(1);
 
 /// How long SQLite waits for another process's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The pools of all SQL nodes that share them.
 ///
@@ -195,12 +199,30 @@ impl Statement {
 
 /// What a driver does with a connection.
 pub(super) trait Driver:
-    Connection<Options: Clone, Database: HasStatementCache> + Send + 'static
+    Connection<Options: Clone + Sync, Database: HasStatementCache> + Sized + Send + 'static
 {
     /// How its statements are written.
     const DIALECT: Dialect;
     /// How a transaction begins.
     const BEGIN: &'static str;
+
+    /// Opens a connection.
+    ///
+    /// Of those who turn a new SQLite file to its write-ahead log at once, SQLite lets all but one fail
+    /// without waiting: these try again.
+    fn open(options: &Self::Options) -> impl Future<Output = Result<Self, sqlx::Error>> + Send {
+        async move {
+            let begun = Instant::now();
+            loop {
+                match Self::connect_with(options).await {
+                    Err(error) if is_busy(&error) && begun.elapsed() < BUSY_TIMEOUT => {
+                        tokio::time::sleep(BUSY_PAUSE).await;
+                    }
+                    opened => return opened,
+                }
+            }
+        }
+    }
 
     /// Runs one statement.
     fn execute(
@@ -256,6 +278,15 @@ pub(super) trait Driver:
             Ok(all)
         }
     }
+}
+
+/// Whether SQLite says that another has locked the file.
+fn is_busy(error: &sqlx::Error) -> bool {
+    let sqlite = error.as_database_error();
+    let sqlite = sqlite.and_then(|error| error.try_downcast_ref::<SqliteError>());
+    let code = sqlite.and_then(|error| error.code()?.parse::<u32>().ok());
+    // The low byte, as the rest says more precisely by whom: https://sqlite.org/rescode.html
+    code.is_some_and(|code| code & 0xff == 5)
 }
 
 macro_rules! driver {
@@ -329,9 +360,7 @@ impl<C: Driver> Connections<C> {
 
     async fn connect(&self) -> Result<C, Failure> {
         if let Some(anchor) = &self.anchor {
-            let open = || async {
-                Ok::<_, sqlx::Error>(Mutex::new(C::connect_with(&self.options).await?))
-            };
+            let open = || async { Ok::<_, sqlx::Error>(Mutex::new(C::open(&self.options).await?)) };
             anchor.get_or_try_init(open).await?;
         }
         loop {
@@ -347,7 +376,7 @@ impl<C: Driver> Connections<C> {
                 return Ok(idle.connection);
             }
         }
-        let connect = C::connect_with(&self.options);
+        let connect = C::open(&self.options);
         match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             Ok(connection) => Ok(connection?),
             Err(_) => Err(Failure::Connect(CONNECT_TIMEOUT)),
