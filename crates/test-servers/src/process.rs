@@ -117,6 +117,9 @@ impl Server {
         let errors = log.try_clone().expect("the log can be opened twice");
         command
             .current_dir(&self.directory)
+            // As it starts, MariaDB removes the temporary tables that it finds where its own would be,
+            // those of other servers too.
+            .env("TMPDIR", &self.directory)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
