@@ -86,9 +86,8 @@ fn mariadb_makes_databases_and_comes_back() {
     assert!(connect(server.port()).is_ok());
 }
 
-/// Run by `a_server_ends_with_its_process_even_when_that_is_killed` in a process of its own.
 #[test]
-#[ignore = "waits to be killed"]
+#[ignore = "no test by itself: a_server_ends_with_its_process_even_when_that_is_killed runs and kills it"]
 fn waits_to_be_killed() {
     let server = Redis::start();
     // Stopped, so that it cannot end by itself.
