@@ -123,8 +123,8 @@ impl Snapshot {
     /// exceed it.
     ///
     /// They are cumulative, as Prometheus wants them, whose `+Inf` is the count. It wants the same
-    /// bounds at any time too, and a bucket is here once it holds something: so choose a few bounds,
-    /// and take for each the count of the last bucket up to it.
+    /// bounds at any time too, and a bucket is here once it holds something: for a metric take
+    /// [`Snapshot::octaves`].
     pub fn cumulative(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         let held = self.buckets.iter().enumerate().filter(|&(_, &n)| n > 0);
         held.scan(0, |so_far, (index, n)| {
